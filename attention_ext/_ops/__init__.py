@@ -1,0 +1,1 @@
+"""The operators: raw handles, what torch must know of them, and the front doors."""

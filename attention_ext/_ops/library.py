@@ -1,0 +1,16 @@
+"""Loads the operator library and names its ops."""
+
+from pathlib import Path
+
+import torch
+
+_PATH = Path(__file__).parent.parent / "libattention_ext.so"
+if not _PATH.exists():
+    raise ImportError(f"attention_ext was not built: {_PATH} is missing (run `pip install .` in the source tree)")
+torch.ops.load_library(str(_PATH))
+
+_ops = torch.ops.attention_ext
+forward = _ops._attention_forward.default
+backward = _ops._attention_backward.default
+pack_mask_bits = _ops._pack_mask_bits.default
+attention = _ops.attention.default

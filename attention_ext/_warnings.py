@@ -1,0 +1,23 @@
+"""The package's warning category, and the once-per-op rule."""
+
+import warnings
+
+
+class UnfusedWarning(UserWarning):
+    """A derivative goes through a plain PyTorch formula whose memory grows with Lq·Lk."""
+
+
+_warned: set[str] = set()
+
+
+def warn_unfused(op: str) -> None:
+    """Warn, once per op and process, that ``op`` left the fused kernels."""
+    if op in _warned:
+        return
+    warnings.warn(
+        f"attention_ext.{op}: this derivative (forward mode or beyond first order) is computed with an unfused"
+        " formula that holds the Lq x Lk matrix in memory",
+        UnfusedWarning,
+        stacklevel=3,
+    )
+    _warned.add(op)  # after the warning: where a filter turns it into an error, every call raises
