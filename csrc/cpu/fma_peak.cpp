@@ -1,0 +1,86 @@
+#include "cpu/fma_peak.h"
+
+#include <cstddef>
+#include <stdexcept>
+#include <string>
+
+#include "cpu/thread_clock.h"
+
+namespace attn {
+namespace generic {
+namespace {
+constexpr size_t kVectorBytes = 16;
+#include "cpu/fma_peak_kernel.inl"
+}  // namespace
+}  // namespace generic
+}  // namespace attn
+
+#if defined(__x86_64__)
+
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+namespace attn {
+namespace avx2 {
+namespace {
+constexpr size_t kVectorBytes = 32;
+#include "cpu/fma_peak_kernel.inl"
+}  // namespace
+}  // namespace avx2
+}  // namespace attn
+#pragma GCC pop_options
+
+#pragma GCC push_options
+#pragma GCC target("avx512f,fma")
+namespace attn {
+namespace avx512 {
+namespace {
+constexpr size_t kVectorBytes = 64;
+#include "cpu/fma_peak_kernel.inl"
+}  // namespace
+}  // namespace avx512
+}  // namespace attn
+#pragma GCC pop_options
+
+#endif
+
+namespace attn {
+namespace {
+
+using Kernel = double (*)(int64_t rounds);
+
+template <class T>
+Kernel kernel_of(CpuCapability capability) {
+#if defined(__x86_64__)
+  if (capability >= CpuCapability::kAvx512) return avx512::run_chains<T>;
+  if (capability == CpuCapability::kAvx2) return avx2::run_chains<T>;
+#endif
+  return generic::run_chains<T>;
+}
+
+Kernel checked_kernel(CpuCapability capability, PeakDtype dtype) {
+  if (capability > best_cpu_capability()) {
+    throw std::invalid_argument(std::string("this machine has no ") + capability_name(capability));
+  }
+  return dtype == PeakDtype::kFloat64 ? kernel_of<double>(capability)
+                                      : kernel_of<float>(capability);
+}
+
+}  // namespace
+
+double fma_peak(CpuCapability capability, PeakDtype dtype, double seconds) {
+  if (!(seconds > 0.0 && seconds <= 60.0)) {
+    throw std::invalid_argument("seconds must be in (0, 60], got " + std::to_string(seconds));
+  }
+  return 1e-9 * best_rate(seconds, checked_kernel(capability, dtype));
+}
+
+double fma_work(CpuCapability capability, PeakDtype dtype, double gflop) {
+  if (!(gflop > 0.0 && gflop <= 1e6)) {
+    throw std::invalid_argument("gflop must be in (0, 1e6], got " + std::to_string(gflop));
+  }
+  const Kernel kernel = checked_kernel(capability, dtype);
+  const double per_round = kernel(1);
+  return 1e-9 * kernel(static_cast<int64_t>(1e9 * gflop / per_round) + 1);
+}
+
+}  // namespace attn
