@@ -49,7 +49,7 @@ namespace {
 using Kernel = double (*)(int64_t rounds);
 
 template <class T>
-Kernel kernel_of(CpuCapability capability) {
+Kernel kernel_of([[maybe_unused]] CpuCapability capability) {
 #if defined(__x86_64__)
   if (capability >= CpuCapability::kAvx512) return avx512::run_chains<T>;
   if (capability == CpuCapability::kAvx2) return avx2::run_chains<T>;
