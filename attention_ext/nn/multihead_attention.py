@@ -1,0 +1,342 @@
+"""``torch.nn.MultiheadAttention`` on the fused attention operator."""
+
+import math
+import warnings
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import functional, reference
+from ..masks import Causal, Dense, KeyPadding, Mask
+
+_INT64 = torch.iinfo(torch.int64)
+
+
+class MultiheadAttention(torch.nn.MultiheadAttention):
+    """Multi-head attention (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762), a drop-in for torch's.
+
+    A subclass of :class:`torch.nn.MultiheadAttention`: the same constructor, the same ``forward`` arguments,
+    the same ``state_dict`` keys in the same order, the same initial weights for the same seed. Masks keep
+    torch's meaning: in a bool mask ``True`` means *masked out*, a float mask is added to the scores and gets a
+    gradient when it requires one. With ``need_weights=False`` nothing of size L×S is made that an argument does
+    not already have, but for the sum of a float ``attn_mask`` and a float ``key_padding_mask`` that holds more
+    than 0 and -inf (torch makes it for every head, this class once per batch row).
+
+    What differs from torch:
+
+    - A query whose keys are all masked gets an attention of zero (so the output is ``out_proj``'s bias), weights
+      of zero and gradients of zero, on every path, and per head where only one head is masked. Torch answers
+      NaN or zero, depending on ``need_weights``, on training and on autograd.
+    - Projected keys and values that are masked out never reach the result, even if they are NaN or inf; they
+      don't reach the gradients of the other projected rows either. (The gradient of a projection weight is still
+      a product with every row of its input.)
+    - ``is_causal=True`` with an ``attn_mask`` honours the mask: both apply, query i seeing no key beyond i, on
+      every path. Torch takes one and ignores the other, depending on ``need_weights`` and the padding mask.
+      Without an ``attn_mask`` it is an error, as in torch.
+    - Training draws dropout from Philox with a seed from torch's generator: ``torch.manual_seed`` rules it, but
+      the draws are not torch's. Returned weights carry the draw that the output was made with, as in torch.
+    - Bad arguments raise ``ValueError`` or ``TypeError`` where torch raises ``AssertionError`` or
+      ``RuntimeError``. A mask of a bool and one of a float type may be mixed without a warning; float masks
+      may be float32 whatever the query's dtype.
+    - ``attn_mask`` may also be an :class:`attention_ext.masks.Mask`, which says what *may* be attended, e.g.
+      ``masks.SlidingWindow(255, 0)``: an extension, in which no L×S tensor exists at all. Not with
+      ``add_bias_kv`` or ``add_zero_attn``.
+    - There is no other code path in eval ("fast path"), and nested tensors are not served. Inside an
+      ``nn.TransformerEncoderLayer`` or ``nn.TransformerEncoder`` put together by hand, torch's own fast path
+      goes round this class in eval: :func:`attention_ext.replace_attention` switches it off.
+    - ``torch.jit.script`` is not supported; ``torch.compile`` and ``torch.export`` are.
+    - With ``batch_first=True`` the output is contiguous.
+
+    Args:
+        embed_dim: size E of the model; each head has ``embed_dim // num_heads``.
+        num_heads: number of heads H; divides ``embed_dim``.
+        dropout: probability of dropping an attention weight in training.
+        bias: whether the projections have biases.
+        add_bias_kv: append one learned key and value to the sequence.
+        add_zero_attn: append one key and value of zeros to the sequence.
+        kdim, vdim: features of key and value; default E.
+        batch_first: batched inputs and outputs are (N, L, E) rather than (L, N, E).
+        device, dtype: of the parameters.
+    """
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | Mask | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend from ``query`` to ``key`` and ``value``.
+
+        Args:
+            query: (L, N, E), (N, L, E) with ``batch_first``, or (L, E) unbatched.
+            key: (S, N, kdim), (N, S, kdim) or (S, kdim).
+            value: (S, N, vdim), (N, S, vdim) or (S, vdim).
+            key_padding_mask: (N, S), or (S) unbatched; bool, True = masked out, or float, added to the scores.
+            need_weights: also return the attention weights, which takes memory quadratic in the lengths.
+            attn_mask: (L, S) or (N·H, L, S); bool, True = masked out, or float, added to the scores; or an
+                :class:`attention_ext.masks.Mask` of what may be attended.
+            average_attn_weights: return the mean of the heads' weights.
+            is_causal: besides ``attn_mask``, which it needs, mask every key j > i for query i.
+
+        Returns:
+            The output, shaped as ``query``, and the weights after dropout, (N, L, S), (N, H, L, S) for
+            ``average_attn_weights=False`` (without N if unbatched), or None. S grows by one for each of
+            ``add_bias_kv`` and ``add_zero_attn``.
+
+        Raises:
+            TypeError: a wrong dtype, or a nested tensor.
+            ValueError: a wrong shape, or ``is_causal`` without ``attn_mask``.
+        """
+        batched = self._check_arguments(query, key, value, key_padding_mask, attn_mask, is_causal)
+        if not batched:
+            # One object stays one object: the projections look at identities.
+            unique = {id(x): x.unsqueeze(0) for x in (query, key, value)}
+            query, key, value = (unique[id(x)] for x in (query, key, value))
+            key_padding_mask = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
+        batch_first = self.batch_first or not batched
+
+        q, k, v = self._project(query, key, value, batch_first)
+        k, v = self._extend(k, v)
+        mask, bias = self._masks(q, k, key_padding_mask, attn_mask, is_causal)
+
+        dropout_p = float(self.dropout) if self.training else 0.0
+        seed = None
+        if need_weights and dropout_p > 0.0:
+            seed = torch.randint(_INT64.min, _INT64.max, (), dtype=torch.int64, device=q.device)
+        attended = functional.attention(
+            q, k, v, mask=mask, bias=bias, dropout_p=dropout_p, dropout_seed=seed, return_lse=need_weights
+        )
+        weights = None
+        if need_weights:
+            attended, lse = attended
+            weights = _weights(q, k, mask, bias, lse, dropout_p, seed)
+            weights = weights.mean(dim=1) if average_attn_weights else weights
+            weights = weights if batched else weights.squeeze(0)
+
+        # (N, H, L, D) to (N, L, E) is a view, to (L, N, E) a copy, which torch's contiguous output needs.
+        n, _, length, _ = attended.shape
+        if batch_first:
+            attended = attended.transpose(1, 2).reshape(n, length, self.embed_dim)
+        else:
+            attended = attended.permute(2, 0, 1, 3).reshape(length, n, self.embed_dim)
+        output = F.linear(attended, self.out_proj.weight, self.out_proj.bias)
+        return (output if batched else output.squeeze(0)), weights
+
+    def merge_masks(self, attn_mask, key_padding_mask, query):
+        """As in torch. Only the fast path of ``nn.TransformerEncoderLayer`` calls it, to go round this module."""
+        warnings.warn(
+            "nn.TransformerEncoderLayer takes its fast path, which never calls this MultiheadAttention; "
+            "attention_ext.replace_attention(model) switches the fast path off",
+            stacklevel=2,
+        )
+        return super().merge_masks(attn_mask, key_padding_mask, query)
+
+    def _project(self, query: Tensor, key: Tensor, value: Tensor, batch_first: bool):
+        """The in-projections, as few products as the identities of the inputs allow: (N, H, L or S, D) views."""
+        e, w, b = self.embed_dim, self.in_proj_weight, self.in_proj_bias
+        if w is not None and key is value:
+            if query is key:
+                q, k, v = F.linear(query, w, b).unflatten(-1, (3, e)).unbind(-2)
+            else:
+                b_q, b_kv = (None, None) if b is None else b.split([e, 2 * e])
+                q = F.linear(query, w[:e], b_q)
+                k, v = F.linear(key, w[e:], b_kv).unflatten(-1, (2, e)).unbind(-2)
+        else:
+            if w is not None:
+                w_q, w_k, w_v = w.chunk(3)
+            else:
+                w_q, w_k, w_v = self.q_proj_weight, self.k_proj_weight, self.v_proj_weight
+            b_q, b_k, b_v = (None, None, None) if b is None else b.chunk(3)
+            q, k, v = F.linear(query, w_q, b_q), F.linear(key, w_k, b_k), F.linear(value, w_v, b_v)
+        order = (0, 2, 1, 3) if batch_first else (1, 2, 0, 3)
+        heads = (self.num_heads, self.head_dim)
+        return tuple(x.unflatten(-1, heads).permute(order) for x in (q, k, v))
+
+    @property
+    def _extra_keys(self) -> int:
+        return (self.bias_k is not None) + bool(self.add_zero_attn)
+
+    def _extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Append the learned key and value of ``add_bias_kv`` and the zeros of ``add_zero_attn``."""
+        if not self._extra_keys:
+            return k, v
+        n, heads, _, dim = k.shape
+
+        def extend(x: Tensor, learned: Tensor | None) -> Tensor:
+            parts = [x]
+            if learned is not None:
+                parts.append(learned.to(x.dtype).view(1, heads, 1, dim).expand(n, -1, -1, -1))
+            if self.add_zero_attn:
+                parts.append(x.new_zeros(n, heads, 1, dim))
+            return torch.cat(parts, dim=2)
+
+        return extend(k, self.bias_k), extend(v, self.bias_v)
+
+    def _masks(self, q, k, key_padding_mask, attn_mask, is_causal) -> tuple[Mask | None, Tensor | None]:
+        """The arguments as one mask of what may be attended and one bias, with nothing L×S that needn't be."""
+        n, heads, queries, _ = q.shape
+        extra = self._extra_keys
+        mask = bias = None
+        if isinstance(attn_mask, Mask):
+            mask = attn_mask
+        elif attn_mask is not None:
+            by_head = attn_mask.unflatten(0, (n, heads)) if attn_mask.dim() == 3 else attn_mask[None, None]
+            if extra:
+                if is_causal:  # a band would hide the appended keys
+                    future = attn_mask.new_ones(attn_mask.shape[-2:], dtype=torch.bool).triu(1)
+                    masked = True if by_head.dtype == torch.bool else -math.inf
+                    by_head = by_head.masked_fill(future, masked)
+                by_head = F.pad(by_head, (0, extra))
+            if by_head.dtype == torch.bool:
+                mask = Dense(~by_head)
+            else:
+                bias = _bias_dtype(by_head, q)
+        if is_causal and not extra:
+            mask = _both(Causal(alignment="top_left"), mask)
+        if key_padding_mask is None:
+            return mask, bias
+
+        padding = F.pad(key_padding_mask, (0, extra)) if extra else key_padding_mask
+        if padding.dtype == torch.bool:
+            keep, padding_bias = ~padding, None
+        else:
+            keep = padding != -math.inf
+            padding_bias = None if _only_hides(padding, keep) else _bias_dtype(padding, q)[:, None, None, :]
+        if isinstance(attn_mask, Tensor) and attn_mask.dtype == torch.bool:
+            # Two bit masks would join in one as large as (N, 1, L, S); a row of -inf per batch is linear.
+            if padding_bias is None:
+                padding_bias = q.new_zeros(padding.shape).masked_fill(~keep, -math.inf)[:, None, None, :]
+        else:
+            mask = _both(KeyPadding(keep), mask)
+        if padding_bias is not None:
+            bias = padding_bias if bias is None else bias + padding_bias
+        return mask, bias
+
+    def _check_arguments(self, query, key, value, key_padding_mask, attn_mask, is_causal) -> bool:
+        """Raise for what can't be computed; return whether the inputs are batched."""
+        inputs = {"query": query, "key": key, "value": value}
+        for name, x in inputs.items():
+            if x.is_nested:
+                raise TypeError(
+                    f"{name}: expected a padded tensor with a key_padding_mask, got a nested tensor "
+                    "(nn.TransformerEncoder makes them in eval unless enable_nested_tensor=False; "
+                    "attention_ext.replace_attention switches that off)"
+                )
+        if query.dim() not in (2, 3):
+            raise ValueError(f"query: expected 2 dimensions (unbatched) or 3, got shape {_shape(query)}")
+        batched = query.dim() == 3
+        widths = {"query": self.embed_dim, "key": self.kdim, "value": self.vdim}
+        weight = self.q_proj_weight if self.in_proj_weight is None else self.in_proj_weight
+        for name, x in inputs.items():
+            if x.dim() != query.dim():
+                raise ValueError(
+                    f"{name}: expected {query.dim()} dimensions, as query has, got shape {_shape(x)}"
+                )
+            if x.shape[-1] != widths[name]:
+                raise ValueError(
+                    f"{name}: expected {widths[name]} features in the last dimension, got shape {_shape(x)}"
+                )
+            if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+                raise TypeError(f"{name}: expected {weight.dtype}, the dtype of the weights, got {x.dtype}")
+        if key.shape[:-1] != value.shape[:-1]:
+            raise ValueError(
+                f"value: expected the batch and length of key, {_shape(key)}, got shape {_shape(value)}"
+            )
+        batch_first = self.batch_first and batched
+        length_dim = 1 if batch_first else 0
+        queries, keys = query.shape[length_dim], key.shape[length_dim]
+        n = query.shape[1 - length_dim] if batched else 1
+        if batched and key.shape[1 - length_dim] != n:
+            raise ValueError(f"key: expected the batch size of query, {n}, got shape {_shape(key)}")
+
+        if is_causal and attn_mask is None:
+            raise ValueError("is_causal: expected an attn_mask with is_causal=True, got None")
+        if key_padding_mask is not None:
+            _check_mask_dtype("key_padding_mask", key_padding_mask, query)
+            expected = (n, keys) if batched else (keys,)
+            if key_padding_mask.shape != expected:
+                raise ValueError(
+                    f"key_padding_mask: expected shape {expected}, got {_shape(key_padding_mask)}"
+                )
+        if isinstance(attn_mask, Mask):
+            if self._extra_keys:
+                raise ValueError("attn_mask: expected a tensor with add_bias_kv or add_zero_attn, got a Mask")
+        elif attn_mask is not None:
+            _check_mask_dtype("attn_mask", attn_mask, query)
+            expected = (queries, keys), (n * self.num_heads, queries, keys)
+            if attn_mask.shape not in expected:
+                raise ValueError(
+                    f"attn_mask: expected shape {expected[0]} or {expected[1]}, got {_shape(attn_mask)}"
+                )
+        return batched
+
+
+def _shape(x: Tensor) -> tuple[int, ...]:
+    return tuple(x.shape)
+
+
+def _check_mask_dtype(name: str, mask: Tensor, query: Tensor) -> None:
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(mask).__name__}")
+    if mask.dtype in (torch.bool, torch.float32, query.dtype):
+        return
+    if not (mask.is_floating_point() and torch.is_autocast_enabled(query.device.type)):
+        raise TypeError(f"{name}: expected torch.bool, torch.float32 or {query.dtype}, got {mask.dtype}")
+
+
+def _bias_dtype(mask: Tensor, q: Tensor) -> Tensor:
+    """The float mask in a dtype that the operator takes beside q (another one comes under autocast only)."""
+    return mask if mask.dtype in (torch.float32, q.dtype) else mask.to(q.dtype)
+
+
+def _both(first: Mask, second: Mask | None) -> Mask:
+    return first if second is None else first & second
+
+
+def _only_hides(padding: Tensor, keep: Tensor) -> bool:
+    """Whether a float padding mask is known to hold 0 and -inf only (what torch's layers make of a bool one)."""
+    if padding.requires_grad or padding.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    try:
+        return not bool(padding.masked_fill(~keep, 0.0).any())
+    except RuntimeError:  # under vmap or a tracer there is no value to look at
+        return False
+
+
+def _weights(
+    q: Tensor,
+    k: Tensor,
+    mask: Mask | None,
+    bias: Tensor | None,
+    lse: Tensor,
+    dropout_p: float,
+    seed: Tensor | None,
+) -> Tensor:
+    """The attention weights (N, H, L, S), after dropout, from the scores and their saved log-sum-exp."""
+    shape = (*q.shape[:3], k.shape[2])
+    scale = q.shape[-1] ** -0.5
+    with torch.autocast(q.device.type, enabled=False):
+        q_scaled, keys = q.to(lse.dtype) * scale, k.to(lse.dtype)
+        if mask is None and bias is None:
+            scores = q_scaled @ keys.transpose(-2, -1)
+        else:
+            # Non-finite keys are left out of the product, whose gradient would spread them to every query.
+            broken = ~keys.isfinite().all(-1, keepdim=True)
+            scores = q_scaled @ keys.masked_fill(broken, 0.0).transpose(-2, -1)
+            scores = scores if bias is None else scores + bias
+            hidden = scores == -math.inf
+            if mask is not None:
+                hidden = hidden | ~mask.dense(shape[2], shape[3]).to(q.device)
+            scores = scores.masked_fill(broken.transpose(-2, -1), math.nan).masked_fill(hidden, -math.inf)
+        empty = lse == -math.inf
+        weights = torch.exp(scores - lse.masked_fill(empty, 0.0).unsqueeze(-1))
+        if dropout_p > 0.0:
+            keep = reference.dropout_keep(seed, dropout_p, *shape)
+            weights = torch.where(keep, weights * (1.0 / (1.0 - dropout_p) if dropout_p < 1.0 else 0.0), 0.0)
+    return weights.to(q.dtype)

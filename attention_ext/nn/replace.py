@@ -1,0 +1,152 @@
+"""Swapping the attention of an existing model."""
+
+import copyreg
+import functools
+import types
+from dataclasses import dataclass, field
+
+import torch
+from torch.nn.utils import parametrize
+
+from .multihead_attention import MultiheadAttention
+
+
+@dataclass(frozen=True)
+class ReplacementReport:
+    """What :func:`replace_attention` did. Names are those of ``model.named_modules()``; the model itself is "".
+
+    Attributes:
+        model: the model, changed in place.
+        replaced: names of the modules that compute with attention_ext now.
+        skipped: name and reason of each ``nn.MultiheadAttention`` that was left as it was.
+        fast_paths_disabled: names of the encoders and encoder layers whose fast path was switched off.
+    """
+
+    model: torch.nn.Module = field(repr=False)
+    replaced: tuple[str, ...]
+    skipped: dict[str, str]
+    fast_paths_disabled: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = [f"{type(self.model).__name__}: {len(self.replaced)} attention modules replaced"]
+        lines += [f"  replaced {_display(name)}" for name in self.replaced]
+        lines += [f"  skipped {_display(name)}: {reason}" for name, reason in self.skipped.items()]
+        lines += [f"  fast path switched off: {_display(name)}" for name in self.fast_paths_disabled]
+        return "\n".join(lines)
+
+
+def replace_attention(model: torch.nn.Module) -> ReplacementReport:
+    """Make every ``torch.nn.MultiheadAttention`` in a model an :class:`attention_ext.MultiheadAttention`, in place.
+
+    Each module stays the same object and only changes its class, so parameters (and the optimizers that hold
+    them), hooks, parametrizations, device, dtype and the training flag are untouched, and a module used in
+    several places stays one. A subclass that doesn't override ``forward`` keeps its other methods and its
+    ``isinstance`` relations; one with its own ``forward`` is skipped and reported.
+
+    In eval ``nn.TransformerEncoderLayer`` and ``nn.TransformerEncoder`` have fast paths that read the weights of
+    ``self_attn`` and never call it. For those that hold a swapped module they are switched off, by the instance
+    attributes ``activation_relu_or_gelu`` and ``use_nested_tensor``. A second call finds nothing left to do but
+    to switch off fast paths around modules that were put in by hand since.
+
+    Args:
+        model: any module; may itself be an ``nn.MultiheadAttention``.
+
+    Returns:
+        A :class:`ReplacementReport`, whose ``model`` is the given one.
+
+    Raises:
+        TypeError: ``model`` is not a ``torch.nn.Module``.
+    """
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    replaced, skipped, disabled = [], {}, []
+    for name, module in model.named_modules():
+        if not isinstance(module, torch.nn.MultiheadAttention) or isinstance(module, MultiheadAttention):
+            continue
+        reason = _reason_to_skip(module)
+        if reason is None:
+            try:
+                module.__class__ = _swapped_class(type(module))
+            except TypeError as error:  # a metaclass or layout that allows no such class
+                reason = str(error)
+        if reason is None:
+            replaced.append(name)
+        else:
+            skipped[name] = reason
+    disabled += [name for name, module in model.named_modules() if _disable_fast_path(module)]
+    return ReplacementReport(model, tuple(replaced), skipped, tuple(disabled))
+
+
+def _display(name: str) -> str:
+    return name or "the model itself"
+
+
+def _reason_to_skip(module: torch.nn.MultiheadAttention) -> str | None:
+    if type(module).forward is not torch.nn.MultiheadAttention.forward:
+        return f"{type(module).__name__} overrides forward"
+    if "forward" in vars(module):
+        return "forward is overridden on the instance"
+    return None
+
+
+def _disable_fast_path(module: torch.nn.Module) -> bool:
+    """Switch off the fast path of an encoder (layer) around a swapped module; whether there was one to switch."""
+    if isinstance(module, torch.nn.TransformerEncoderLayer):
+        # Only the fast path reads this attribute (0: neither relu nor gelu); the layer calls `activation`.
+        if _holds_swapped(module) and getattr(module, "activation_relu_or_gelu", 0):
+            module.activation_relu_or_gelu = 0
+            return True
+    elif isinstance(module, torch.nn.TransformerEncoder):
+        if any(map(_holds_swapped, module.layers)) and getattr(module, "use_nested_tensor", False):
+            module.use_nested_tensor = False
+            return True
+    return False
+
+
+def _holds_swapped(layer: torch.nn.Module) -> bool:
+    return isinstance(getattr(layer, "self_attn", None), MultiheadAttention)
+
+
+def _swapped_class(cls: type) -> type:
+    if cls is torch.nn.MultiheadAttention:
+        return MultiheadAttention
+    base = cls.__bases__[0]
+    if cls.__name__ == f"Parametrized{base.__name__}" and parametrize.__name__ in _origins(cls):
+        # The class that parametrize makes for each instance: removal expects the original as its only base,
+        # and its properties in the class itself.
+        members = {k: v for k, v in vars(cls).items() if k not in ("__dict__", "__weakref__")}
+        return type(cls)(cls.__name__, (_swapped_class(base),), members)
+    return _swapped_subclass(cls)
+
+
+def _origins(cls: type) -> set[str]:
+    """The modules that the functions in the class's own namespace come from."""
+    return {getattr(member, "__module__", "") or "" for member in vars(cls).values()}
+
+
+@functools.cache
+def _swapped_subclass(cls: type) -> type:
+    """A user's subclass without a forward of its own, its forward now ours."""
+
+    def reduce_ex(self, protocol):
+        # No module holds this class by its name: pickle the user's class, and make this one again from it.
+        function, args, *rest = super(swapped, self).__reduce_ex__(max(protocol, 2))
+        if function is copyreg.__newobj__ and args[0] is swapped:
+            function, args = _new_swapped, (cls, *args[1:])
+        return (function, args, *rest)
+
+    members = {
+        "__module__": cls.__module__,
+        "__qualname__": cls.__qualname__,
+        "__doc__": cls.__doc__,
+        "__reduce_ex__": reduce_ex,
+    }
+    swapped = types.new_class(
+        cls.__name__, (cls, MultiheadAttention), exec_body=lambda ns: ns.update(members)
+    )
+    return swapped
+
+
+def _new_swapped(cls: type, *args):
+    swapped = _swapped_subclass(cls)
+    return swapped.__new__(swapped, *args)
