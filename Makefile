@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --disable-pip-version-check -q
+PYTEST = $(PY) -m pytest -n $(MAX_JOBS) --dist worksteal $(PYTEST_ARGS)
 JOBS := $(shell nproc 2>/dev/null || echo 2)
 export MAX_JOBS ?= $(JOBS)
 
@@ -51,8 +52,16 @@ test-cpp:
 test-aarch64:
 	$(MAKE) -C tests/cpp -j$(MAX_JOBS) aarch64
 
+# Values and gradients (test_attention_*.py) on every lower instruction set of the machine, then all tests on the best.
+# One thread a test: the tests run side by side, and those that are about threads set the number themselves.
+test-python: export OMP_NUM_THREADS := 1
+test-python: export TORCHINDUCTOR_COMPILE_THREADS := 1
 test-python: build $(STAMPS)/test
-	$(PY) tests/run.py $(PYTEST_ARGS)
+	set -e; for c in $$($(PY) -c 'from attention_ext import _C; print(*_C.cpu_capabilities()[:-1])'); do \
+	  echo "values and gradients on $$c"; \
+	  ATTENTION_EXT_CPU_CAPABILITY=$$c $(PYTEST) -m 'not once' $(wildcard tests/test_attention_*.py); \
+	done
+	$(PYTEST) tests
 
 $(PY):
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or later is needed" if sys.version_info < (3, 10) else 0)'

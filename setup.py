@@ -1,7 +1,7 @@
 """Builds the two compiled files of attention_ext; everything declarative stands in pyproject.toml.
 
-attention_ext/libattention_ext.so   the operators, on torch's stable ABI: no Python, no libtorch_python, loaded
-                                    by torch.ops.load_library or by a C++ program
+attention_ext/libattention_ext.so   the operators, on torch's stable ABI: no Python, no libtorch_python,
+                                    loaded by torch.ops.load_library or by a C++ program
 attention_ext/_C*.so                pybind11 (the copy that torch ships): build and CPU information, no torch
 
 No file has flags of its own: csrc/cpu/isa_*.cpp choose their instruction set by a target pragma, and the rest
@@ -29,6 +29,8 @@ os.chdir(ROOT)
 # The oldest torch whose stable ABI has everything the operators use; as in pyproject.toml.
 TORCH_TARGET_VERSION = "0x020a000000000000"
 FLAGS = ["-O3", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-g0"]
+# Messages quote __FILE__: without the folder of the machine that built them.
+FLAGS += [f"-ffile-prefix-map={folder}/=" for folder in (ROOT, Path(torch.__file__).parent.parent)]
 MODULE = "csrc/bindings/module.cpp"
 # They measure this machine, for the benchmarks; the operators don't need them.
 PROBES = ["csrc/cpu/fma_peak.cpp", "csrc/cpu/read_bandwidth.cpp"]

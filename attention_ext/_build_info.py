@@ -16,7 +16,7 @@ def build_info() -> dict[str, Any]:
       torch_running       the torch of this process
       compiler            the C++ compiler
       cuda                "built for …", or "not built: " and why
-      cpu_capability      the instruction set in use; the environment's ATTENTION_EXT_CPU_CAPABILITY forces one
+      cpu_capability      the instruction set in use; the variable ATTENTION_EXT_CPU_CAPABILITY forces one
       cpu_capabilities    those of this machine, lowest first
       cache_sizes         bytes of the data caches that one core reaches: l1d, l2, l3 (0 where unknown)
       threads             torch's number of threads
