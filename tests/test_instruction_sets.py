@@ -44,7 +44,7 @@ def needed_capability(mnemonic: str, operands: str) -> str | None:
 
 
 def declared_capability(symbol: str) -> str | None:
-    """The capability whose namespace the symbol, or a type in its name, is in: both are of that code alone."""
+    """The capability whose namespace the symbol, or a type in its name, is in: both are its alone."""
     match = re.search(r"attn::(avx2|avx512(?:_bf16)?)::", symbol)
     return match.group(1) if match else None
 
