@@ -1,0 +1,181 @@
+"""The attention op: autograd, and the front door that chooses a route. A call goes
+
+    functional.attention -> attention_op -> library.forward (C++)           no gradient wanted
+                                         -> _Attention                      gradient: library.forward, library.backward
+                                         -> _AttentionTransformed           the same inside torch.func transforms
+                                         -> unfused.attention               forward-mode differentiation
+                                         -> library.attention               torch.compile, torch.export: one node
+
+Arguments travel in the order of `attention_schema.Call`. In a compiled or exported graph, and when called directly,
+the public op `library.attention` finds its route in `_attention_autograd`, its Autograd kernel. It is not made by
+torch.library.register_autograd, which answers forward mode with zeros and torch.func.grad with an error.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import attention_schema, attention_unfused, attention_vmap, library
+from .attention_schema import DIFFERENTIABLE, BackwardCall, Call, default_scale
+from .transforms import after_autograd, below_autograd, forward_mode_active, transforms_active
+
+_NO_GRADIENTS = (None,) * len(Call._fields)
+
+
+def attention_op(*args: Any) -> tuple[Tensor, Tensor]:
+    """(out, lse) for the arguments of `Call`, already checked; any derivative of it is right."""
+    if torch.compiler.is_compiling():
+        return library.attention(*args)
+    if forward_mode_active():
+        return attention_unfused.attention(Call(*args))
+    if transforms_active():
+        return _AttentionTransformed.apply(*args)
+    if torch.is_grad_enabled() and _any_requires_grad(args):
+        return _Attention.apply(*args)
+    with below_autograd():
+        return library.forward(*args)
+
+
+def _any_requires_grad(args: tuple[Any, ...]) -> bool:
+    query, key, value, *_, bias, sinks, slopes, _, _, _, _ = args
+    return (
+        query.requires_grad
+        or key.requires_grad
+        or value.requires_grad
+        or (bias is not None and bias.requires_grad)
+        or (sinks is not None and sinks.requires_grad)
+        or (slopes is not None and slopes.requires_grad)
+    )
+
+
+def _save(ctx: Any, args: tuple[Any, ...], out: Tensor, lse: Tensor) -> None:
+    query, key, value, band, offset, lengths, bits, bounds, table, bias, sinks, slopes, *numbers, seed = args
+    ctx.save_for_backward(query, key, value, out, lse, offset, lengths, bits, bounds, bias, sinks, slopes, seed, *table)
+    ctx.numbers = band, *numbers
+    ctx.set_materialize_grads(False)
+
+
+def _attention_backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad_out is None and grad_lse is None:
+        return _NO_GRADIENTS
+    query, key, value, out, lse, offset, lengths, bits, bounds, bias, sinks, slopes, seed, *table = ctx.saved_tensors
+    band, scale, softcap, dropout_p = ctx.numbers
+    wants = ctx.needs_input_grad
+    args = BackwardCall(
+        torch.zeros_like(out) if grad_out is None else grad_out,
+        grad_lse, query, key, value, out, lse, band, offset, lengths, bits, bounds, table,
+        bias, sinks, slopes, scale, softcap, dropout_p, seed, [*wants[:3], *wants[9:12]],
+    )  # fmt: skip
+    if forward_mode_active():  # a dual level entered after the forward
+        grads = attention_unfused.gradients(args)
+    elif torch.is_grad_enabled() or transforms_active():  # create_graph=True, or inside torch.func
+        grads = _AttentionBackward.apply(*args)
+    else:
+        with below_autograd():
+            grads = library.backward(*args)
+    dq, dk, dv, dbias, dsinks, dslopes = (g if need else None for g, need in zip(grads, args.needs, strict=True))
+    return dq, dk, dv, None, None, None, None, None, None, dbias, dsinks, dslopes, None, None, None, None
+
+
+class _Attention(torch.autograd.Function):
+    """First-order reverse mode in plain eager. A setup_context would cost 25 us a call."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor]:
+        with below_autograd():
+            out, lse = library.forward(*args)
+        _save(ctx, args, out, lse)
+        return out, lse
+
+    backward = staticmethod(_attention_backward)
+
+
+class _AttentionTransformed(torch.autograd.Function):
+    """The same for torch.func, which needs setup_context and a vmap rule."""
+
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, Tensor]:
+        with below_autograd():
+            return library.forward(*args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        _save(ctx, inputs, *output)
+
+    backward = staticmethod(_attention_backward)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+        return attention_vmap.forward_rule(_AttentionTransformed.apply)(info, in_dims, *args)
+
+
+class _AttentionBackward(torch.autograd.Function):
+    """The fused backward where its own derivative may be asked for; that one is unfused."""
+
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, ...]:
+        with below_autograd():
+            return library.backward(*args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        call = BackwardCall(*inputs)
+        ctx.is_tensor = [isinstance(x, Tensor) for x in call]
+        ctx.save_for_backward(*(x for x in call if isinstance(x, Tensor)), *call.block_table)
+        ctx.others = [None if isinstance(x, Tensor) else x for x in call]
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        saved = iter(ctx.saved_tensors)
+        call = BackwardCall(*(next(saved) if t else x for t, x in zip(ctx.is_tensor, ctx.others, strict=True)))
+        call = call._replace(block_table=list(saved))
+        names = [
+            name
+            for name, need in zip(BackwardCall._fields, ctx.needs_input_grad, strict=True)
+            if need and name in ("grad_out", "grad_lse", *DIFFERENTIABLE)
+        ]
+        found = attention_unfused.gradients_backward(call, cotangents, names)
+        return tuple(found.get(name) for name in BackwardCall._fields)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+        return attention_vmap.backward_rule(_AttentionBackward.apply)(info, in_dims, *args)
+
+
+def _attention_autograd(keyset: torch._C.DispatchKeySet, *args: Any) -> tuple[Tensor, Tensor]:
+    if transforms_active() or forward_mode_active():
+        return attention_unfused.attention(Call(*args))
+    if torch.is_grad_enabled() and _any_requires_grad(args):
+        call = Call(*args)
+        scale = default_scale(call.query) if call.scale is None else call.scale
+        return _Attention.apply(*call._replace(scale=scale))
+    with below_autograd():
+        return library.attention.redispatch(after_autograd(keyset), *args)
+
+
+def _raises_when_differentiated(op: torch._ops.OpOverload) -> Any:
+    """The Autograd kernel of a raw op: without it torch.func and forward mode would see zeros."""
+
+    def kernel(keyset: torch._C.DispatchKeySet, *args: Any) -> Any:
+        if transforms_active() or (forward_mode_active() and _any_tangent(args)):
+            raise RuntimeError(f"{op}: a raw op has no derivative; call attention_ext.attention")
+        with below_autograd():  # where an input requires grad, the C++ kernel raises
+            return op.redispatch(after_autograd(keyset), *args)
+
+    return kernel
+
+
+def _any_tangent(args: tuple[Any, ...]) -> bool:
+    unpack = torch.autograd.forward_ad.unpack_dual
+    return any(isinstance(x, Tensor) and unpack(x).tangent is not None for x in args)
+
+
+_registrations = torch.library.Library("attention_ext", "IMPL")
+_registrations.impl("attention", _attention_autograd, "Autograd", with_keyset=True)
+_registrations.impl("_attention_forward", _raises_when_differentiated(library.forward), "Autograd", with_keyset=True)
+_registrations.impl("_attention_backward", _raises_when_differentiated(library.backward), "Autograd", with_keyset=True)
+attention_schema.register()
+attention_vmap.register()

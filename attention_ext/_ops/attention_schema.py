@@ -1,0 +1,108 @@
+"""The attention op's arguments by name, and its fake kernels: sizes, dtypes and strides of what it returns.
+
+The schema is csrc/bindings'; csrc/README.md explains the mask's six arguments.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+DIFFERENTIABLE = ("query", "key", "value", "bias", "sinks", "alibi_slopes")  # the order of the backward's outputs
+
+
+class Call(NamedTuple):
+    """Arguments of `_attention_forward` and of the public `attention`, where scale may be None."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    band: list[int]
+    band_offset: Tensor | None
+    key_lengths: Tensor | None
+    mask_bits: Tensor | None
+    row_bounds: Tensor | None
+    block_table: list[Tensor]
+    bias: Tensor | None
+    sinks: Tensor | None
+    alibi_slopes: Tensor | None
+    scale: float | None
+    softcap: float
+    dropout_p: float
+    dropout_seed: Tensor | None
+
+
+class BackwardCall(NamedTuple):
+    """Arguments of `_attention_backward`: a Call with its results, their gradients, and which gradients to make."""
+
+    grad_out: Tensor
+    grad_lse: Tensor | None
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    out: Tensor
+    lse: Tensor
+    band: list[int]
+    band_offset: Tensor | None
+    key_lengths: Tensor | None
+    mask_bits: Tensor | None
+    row_bounds: Tensor | None
+    block_table: list[Tensor]
+    bias: Tensor | None
+    sinks: Tensor | None
+    alibi_slopes: Tensor | None
+    scale: float
+    softcap: float
+    dropout_p: float
+    dropout_seed: Tensor | None
+    needs: list[bool]
+
+    def forward_call(self) -> Call:
+        return Call(*self[2:5], *self[7:20])
+
+
+def default_scale(query: Tensor) -> float:
+    return query.shape[-1] ** -0.5
+
+
+def _empty_like(t: Tensor, size: tuple[int, int, int, int]) -> Tensor:
+    """A dense tensor in t's memory order of heads and rows: the layout rule of the kernels' outputs."""
+    B, H, L, D = size
+    if H > 1 and L > 1 and t.stride(1) < t.stride(2):
+        return t.new_empty((B, L, H, D)).transpose(1, 2)
+    return t.new_empty(size)
+
+
+def _fake_forward(*args: object) -> tuple[Tensor, Tensor]:
+    call = Call(*args)
+    query, value = call.query, call.value
+    accumulator = torch.float64 if query.dtype == torch.float64 else torch.float32
+    out = _empty_like(query, (*query.shape[:3], value.shape[3]))
+    return out, query.new_empty(query.shape[:3], dtype=accumulator)
+
+
+def _fake_backward(*args: object) -> tuple[Tensor, ...]:
+    call = BackwardCall(*args)
+    grads = []
+    for name, need in zip(DIFFERENTIABLE, call.needs, strict=True):
+        t = getattr(call, name)
+        if not need or t is None:
+            grads.append((call.query if t is None else t).new_empty(0))
+        elif name in ("query", "key", "value"):
+            grads.append(_empty_like(t, t.shape))
+        else:
+            grads.append(t.new_empty(t.shape))
+    return tuple(grads)
+
+
+def _fake_pack_mask_bits(keep: Tensor) -> Tensor:
+    return keep.new_empty((*keep.shape[:-1], (keep.shape[-1] + 63) // 64), dtype=torch.int64)
+
+
+def register() -> None:
+    torch.library.register_fake("attention_ext::_attention_forward", _fake_forward)
+    torch.library.register_fake("attention_ext::attention", _fake_forward)
+    torch.library.register_fake("attention_ext::_attention_backward", _fake_backward)
+    torch.library.register_fake("attention_ext::_pack_mask_bits", _fake_pack_mask_bits)

@@ -1,0 +1,108 @@
+"""Batching rules: torch.func.vmap of the attention ops is one call, the vmapped dimension folded into the batch.
+
+Where a sample must not see its place in the batch (dropout counts from its own row) or an argument has no batch
+dimension to fold into (sinks), the samples go one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import library
+from .attention_schema import DIFFERENTIABLE, BackwardCall, Call
+
+_BROADCAST = ("mask_bits", "bias")  # dimension 0 is B or 1; alibi_slopes is (Hq,) or (B, Hq)
+_SHARED = ("sinks", "dropout_seed")  # no batch dimension
+# Of the other tensors dimension 0 is B.
+
+
+def forward_rule(op: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Any]:
+    """The vmap rule of an op, or autograd.Function, that takes the arguments of `Call`."""
+
+    def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+        call, dims, size = Call(*args), Call(*in_dims), info.batch_size
+        if _goes_one_by_one(call, dims):
+            return _one_by_one(op, call, dims, size)
+        rows = _sample_shape(call, dims, "query")[0]
+        results = op(*_fold(call, dims, size, rows))
+        return tuple(t.unflatten(0, (size, rows)) for t in results), (0, 0)
+
+    return rule
+
+
+def backward_rule(op: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Any]:
+    """The vmap rule of an op, or autograd.Function, that takes the arguments of `BackwardCall`."""
+
+    def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+        call, dims, size = BackwardCall(*args), BackwardCall(*in_dims), info.batch_size
+        wanted = [
+            name for name, need in zip(DIFFERENTIABLE, call.needs, strict=True) if need and getattr(call, name) is not None
+        ]
+        if _goes_one_by_one(call, dims) or "sinks" in wanted:
+            return _one_by_one(op, call, dims, size)
+        rows = _sample_shape(call, dims, "query")[0]
+        # One gradient per sample needs one argument per sample: over a shared one the kernel would sum.
+        grads = dict(zip(DIFFERENTIABLE, op(*_fold(call, dims, size, rows, per_sample=wanted)), strict=True))
+        for name in wanted:
+            grad, shape = grads[name].unflatten(0, (size, rows)), _sample_shape(call, dims, name)
+            if grad.dim() > len(shape) + 1 or grad.shape[1] != shape[0]:
+                grad = grad.sum(1).view(size, *shape)
+            grads[name] = grad
+        return tuple(grads.values()), tuple(0 if name in wanted else None for name in grads)
+
+    return rule
+
+
+def _fold(call: Any, dims: Any, size: int, rows: int, per_sample: list[str] | tuple[str, ...] = ()) -> Any:
+    """The call with all `size` samples of `rows` batch rows in one batch."""
+    folded = {}
+    for name, t in call._asdict().items():
+        if not isinstance(t, Tensor) or name in _SHARED:
+            continue
+        dim = getattr(dims, name)
+        if dim is None:
+            shared = t.dim() == 1 if name == "alibi_slopes" else name in _BROADCAST and t.shape[0] == 1
+            if shared and name not in per_sample:
+                continue
+            t = t.expand(size, *t.shape)
+        else:
+            t = t.movedim(dim, 0)
+        if name == "alibi_slopes" and t.dim() == 2:
+            t = t[:, None]
+        folded[name] = t.expand(size, rows, *t.shape[2:]).flatten(0, 1)
+    return call._replace(**folded)
+
+
+def _goes_one_by_one(call: Any, dims: Any) -> bool:
+    return call.dropout_p > 0 or any(getattr(dims, name) is not None for name in _SHARED)
+
+
+def _one_by_one(op: Callable[..., tuple[Tensor, ...]], call: Any, dims: Any, size: int) -> Any:
+    results = []
+    for n in range(size):
+        sample = [t.select(d, n) if isinstance(d, int) else t for t, d in zip(call, dims, strict=True)]
+        results.append(op(*sample))
+    stacked = tuple(torch.stack(parts) for parts in zip(*results, strict=True))
+    return stacked, (0,) * len(stacked)
+
+
+def _sample_shape(call: Any, dims: Any, name: str) -> tuple[int, ...]:
+    shape, dim = list(getattr(call, name).shape), getattr(dims, name)
+    if dim is not None:
+        del shape[dim]
+    return tuple(shape)
+
+
+def _pack_mask_bits_rule(info: Any, in_dims: tuple[Any, ...], keep: Tensor) -> Any:
+    return library.pack_mask_bits(keep.movedim(in_dims[0], 0)), 0
+
+
+def register() -> None:
+    torch.library.register_vmap("attention_ext::_attention_forward", forward_rule(library.forward))
+    torch.library.register_vmap("attention_ext::attention", forward_rule(library.attention))
+    torch.library.register_vmap("attention_ext::_attention_backward", backward_rule(library.backward))
+    torch.library.register_vmap("attention_ext::_pack_mask_bits", _pack_mask_bits_rule)
