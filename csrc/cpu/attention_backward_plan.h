@@ -1,0 +1,73 @@
+// How the backward pass is cut up; see GradPlan. Included by kernels.inl.
+
+constexpr int64_t kTasksWanted = 32;
+constexpr int64_t kBlocksPerChunk = 8;     // at least
+constexpr int64_t kStatisticsRows = 512;  // per work item of the first pass
+
+// Key blocks of chunk c of one head: first, first + step, ... < end.
+struct ChunkBlocks {
+  int64_t first, end, step;
+};
+inline ChunkBlocks chunk_blocks(const AttentionGradParams& p, int64_t chunk) {
+  const int64_t blocks = (p.Lk + kKeyBlock - 1) / kKeyBlock, chunks = p.plan.chunks;
+  if (p.plan.contiguous) return {blocks * chunk / chunks, blocks * (chunk + 1) / chunks, 1};
+  return {chunk, blocks, chunks};
+}
+
+// The queries a chunk may reach.
+inline Range chunk_rows(const AttentionGradParams& p, int64_t b, int64_t chunk) {
+  const ChunkBlocks blocks = chunk_blocks(p, chunk);
+  return p.mask.query_range(b, {blocks.first * kKeyBlock, min64(p.Lk, blocks.end * kKeyBlock)});
+}
+
+template <class A>
+GradPlan plan_attention_backward(const AttentionGradParams& p) {
+  AttentionGradParams q = p;
+  GradPlan& plan = q.plan;
+  plan = GradPlan();
+  const int64_t* size = p.bias_size;
+  const int64_t bias_elements = size[0] * size[1] * size[2] * size[3];
+  if (p.dbias) {
+    const bool shared = size[2] > 1 && size[3] > 1 && bias_elements > p.Lq * p.D;
+    plan.merge_batch = shared && size[0] == 1;
+    plan.merge_heads = shared && size[1] == 1;
+  }
+  const int64_t units = (plan.merge_batch ? 1 : p.B) * (plan.merge_heads ? 1 : p.Hkv);
+  const int64_t blocks = (p.Lk + kKeyBlock - 1) / kKeyBlock;
+  plan.chunks = max64(1, min64((kTasksWanted + units - 1) / max64(1, units), blocks / kBlocksPerChunk));
+  // A band bounded on both sides reaches few rows from neighbouring keys; else deal blocks out for balance.
+  plan.contiguous = p.mask.lower > -p.mask.Lk - p.mask.Lq && p.mask.upper < p.mask.Lk + p.mask.Lq &&
+                    p.mask.upper - p.mask.lower < p.Lk / 2;
+  if (p.dbias)
+    plan.bias_slots = (size[0] == 1 && !plan.merge_batch ? p.B : 1) *
+                      (size[1] == 1 && !plan.merge_heads ? p.Hkv : 1) * (size[3] == 1 ? plan.chunks : 1);
+  plan.row_blocks = (p.Lq + kStatisticsRows - 1) / kStatisticsRows;
+  if (p.dq) {
+    plan.dq_width = (p.D + kLanes<A> - 1) / kLanes<A> * kLanes<A>;
+    plan.dq_direct = has_natural_rows<A>(p.dq) && plan.dq_width == p.D;
+    plan.dq_buffers = plan.chunks - (plan.dq_direct ? 1 : 0);
+    for (int64_t b = 0; b < p.B; ++b)
+      for (int64_t c = 0; c < plan.chunks; ++c) {
+        const Range rows = chunk_rows(q, b, c);
+        if (!(plan.dq_direct && c == 0)) plan.dq_rows = max64(plan.dq_rows, rows.end - rows.begin);
+      }
+  }
+  return plan;
+}
+
+// The dq rows a chunk adds into: row i of head g of the group lies at data + g * head + (i - first) * width.
+template <class A>
+struct ChunkDq {
+  A* data = nullptr;
+  int64_t head = 0, width = 0;
+  Range rows{0, 0};
+};
+template <class A>
+ChunkDq<A> chunk_dq(const AttentionGradParams& p, int64_t b, int64_t hkv, int64_t chunk) {
+  const GradPlan& plan = p.plan;
+  if (plan.dq_direct && chunk == 0)
+    return {reinterpret_cast<A*>(p.dq.at(b, hkv * p.group(), 0)), p.dq.stride[1], p.dq.stride[2], {0, p.Lq}};
+  const int64_t buffer = (b * p.Hkv + hkv) * plan.dq_buffers + chunk - (plan.dq_direct ? 1 : 0);
+  const int64_t head = plan.dq_rows * plan.dq_width;
+  return {static_cast<A*>(p.dq_partial) + buffer * p.group() * head, head, plan.dq_width, chunk_rows(p, b, chunk)};
+}

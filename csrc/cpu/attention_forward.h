@@ -1,0 +1,315 @@
+// Attention forward, one work item: a block of query rows of one (b, key head).
+//   out = softmax(s) v,  lse = log(sum_j exp(s_j)),  s as in core/score.h
+// Rows are (query, head of the group) pairs, heads fastest, one row per lane: scores and outputs are kept
+// transposed, s[key][row] and o[column][row], so that the softmax needs no horizontal reduction, keys and
+// values are read where they lie, and the heads of a group share them. Included by kernels.inl.
+
+constexpr int kTilesPerItem = 4;
+
+template <class A>
+struct RowTile {
+  static constexpr int kTileLanes = kMaxVectors * kLanes<A>;
+  int count;    // rows in use; the lanes behind repeat the last one
+  int vectors;  // of lanes in use
+  Range rows;   // of query positions
+  Range keys;   // some row may see
+  int64_t i[kTileLanes], h[kTileLanes];
+  A m[kTileLanes], l[kTileLanes], slope[kTileLanes];  // running maximum and sum
+  A* q;                                               // [D][lanes], scaled
+  A* o;                                               // [Dv][lanes]
+};
+
+template <class A>
+class AttentionForward {
+ public:
+  using Params = AttentionParams;
+  static constexpr int W = kLanes<A>, kTileLanes = kMaxVectors * W;
+
+  static Plan plan(const AttentionParams& p) {
+    Arena arena(nullptr);
+    AttentionForward measure(p, arena);
+    return {p.B * p.Hkv * measure.blocks_, arena.used()};
+  }
+  static void run(const AttentionParams& p, int64_t item, void* scratch) {
+    Arena arena(scratch);
+    AttentionForward(p, arena).run_item(item);
+  }
+
+ private:
+  const AttentionParams& p_;
+  const bool natural_;  // scores in natural units, else in units of log 2
+  const int64_t rows_;  // of one key head
+  int tiles_per_item_;
+  int64_t blocks_;
+  int64_t b_ = 0, hkv_ = 0;
+  RowTile<A>* tiles_;
+  A *scores_, *bias_, *key_block_, *value_block_;
+  LaneMaps<A>* maps_;
+  LaneMaps<A>* kept_;
+
+  AttentionForward(const AttentionParams& p, Arena& arena)
+      : p_(p),
+        natural_(has_natural_scores(p)),
+        rows_(p.group() * p.Lq) {
+    tiles_per_item_ = static_cast<int>(min64(kTilesPerItem, (rows_ + kTileLanes - 1) / kTileLanes));
+    blocks_ = tiles_per_item_ ? (rows_ + rows_per_item() - 1) / rows_per_item() : 0;
+    tiles_ = arena.take<RowTile<A>>(tiles_per_item_);
+    A* q = arena.take<A>(tiles_per_item_ * p.D * kTileLanes);
+    A* o = arena.take<A>(tiles_per_item_ * p.Dv * kTileLanes);
+    scores_ = arena.take<A>(kKeyBlock * kTileLanes);
+    bias_ = p.bias ? arena.take<A>(kKeyBlock * kTileLanes) : nullptr;
+    key_block_ = has_natural_rows<A>(p.key) ? nullptr : arena.take<A>(kKeyBlock * p.D);
+    value_block_ = has_natural_rows<A>(p.value) ? nullptr : arena.take<A>(kKeyBlock * p.Dv);
+    maps_ = arena.take<LaneMaps<A>>(1);
+    kept_ = p.dropout.active() ? arena.take<LaneMaps<A>>(1) : nullptr;
+    for (int t = 0; tiles_ && t < tiles_per_item_; ++t) {
+      tiles_[t].q = q + t * p.D * kTileLanes;
+      tiles_[t].o = o + t * p.Dv * kTileLanes;
+    }
+  }
+
+  int64_t rows_per_item() const { return int64_t{tiles_per_item_} * kTileLanes; }
+
+  // Items count down within a head: with a causal mask the last rows are the heaviest and go first.
+  void run_item(int64_t item) {
+    b_ = item / blocks_ / p_.Hkv;
+    hkv_ = item / blocks_ % p_.Hkv;
+    const int64_t row0 = (blocks_ - 1 - item % blocks_) * rows_per_item();
+    const int64_t end = min64(rows_, row0 + rows_per_item());
+    int tiles = 0;
+    Range keys{p_.Lk, 0};
+    for (int64_t row = row0; row < end; row += kTileLanes) {
+      RowTile<A>& tile = tiles_[tiles++];
+      start_tile(tile, row, static_cast<int>(min64(kTileLanes, end - row)));
+      if (!tile.keys.empty()) keys = {min64(keys.begin, tile.keys.begin), max64(keys.end, tile.keys.end)};
+    }
+    // Row maps read whole stored words when the blocks are aligned to them.
+    if (p_.mask.bits) keys.begin = keys.begin / kKeyBlock * kKeyBlock;
+    for (int64_t j = keys.begin; j < keys.end; j += kKeyBlock)
+      visit_block({j, min64(j + kKeyBlock, keys.end)}, tiles);
+    for (int t = 0; t < tiles; ++t) finish_tile(tiles_[t]);
+  }
+
+  void start_tile(RowTile<A>& tile, int64_t row, int count) {
+    const int64_t group = p_.group();
+    tile.count = count;
+    tile.vectors = (count + W - 1) / W;
+    const char* rows[kTileLanes];
+    for (int lane = 0; lane < kTileLanes; ++lane) {
+      const int64_t r = row + min64(lane, count - 1);
+      tile.i[lane] = r / group;
+      tile.h[lane] = hkv_ * group + r % group;
+      rows[lane] = p_.query.at(b_, tile.h[lane], tile.i[lane]);
+    }
+    tile.rows = {tile.i[0], tile.i[count - 1] + 1};
+    tile.keys = p_.mask.key_range(b_, tile.rows);
+    const double unit = natural_ ? 1 : kLog2e;
+    pack_lanes<A>(rows, tile.vectors * W, p_.query.dtype, p_.query.stride[3], static_cast<int>(p_.D),
+                  static_cast<A>(p_.score.scale * unit), tile.q, kTileLanes);
+    memset(tile.o, 0, sizeof(A) * p_.Dv * kTileLanes);
+    for (int lane = 0; lane < kTileLanes; ++lane) {
+      // A sink is a key of score `sink` and value 0 that came first.
+      const double sink = p_.sinks ? load_scalar(p_.sinks.at(0, tile.h[lane], 0), p_.sinks.dtype) : -INFINITY;
+      tile.m[lane] = static_cast<A>(sink * unit);
+      tile.l[lane] = sink == -INFINITY ? 0 : 1;
+      if (p_.alibi_slopes)
+        tile.slope[lane] = static_cast<A>(
+            load_scalar(p_.alibi_slopes.at(b_, tile.h[lane], 0), p_.alibi_slopes.dtype));
+    }
+  }
+
+  void visit_block(Range block, int tiles) {
+    const int64_t hkv = hkv_;
+    const A *k, *v;
+    int64_t ldk = p_.key.stride[2], ldv = p_.value.stride[2];
+    const int n = static_cast<int>(block.end - block.begin);
+    k = reinterpret_cast<const A*>(p_.key.at(b_, hkv, block.begin));
+    v = reinterpret_cast<const A*>(p_.value.at(b_, hkv, block.begin));
+    if (key_block_) {
+      copy_rows<A>(p_.key.at(b_, hkv, block.begin), ldk * size_of(p_.key.dtype), p_.key.dtype, p_.key.stride[3], n,
+                   static_cast<int>(p_.D), key_block_, static_cast<int>(p_.D));
+      k = key_block_, ldk = p_.D;
+    }
+    if (value_block_) {
+      copy_rows<A>(p_.value.at(b_, hkv, block.begin), ldv * size_of(p_.value.dtype), p_.value.dtype,
+                   p_.value.stride[3], n, static_cast<int>(p_.Dv), value_block_, static_cast<int>(p_.Dv));
+      v = value_block_, ldv = p_.Dv;
+    }
+    for (int t = 0; t < tiles; ++t) {
+      const Range keys{max64(block.begin, tiles_[t].keys.begin), min64(block.end, tiles_[t].keys.end)};
+      if (keys.empty()) continue;
+      const int64_t skipped = keys.begin - block.begin;
+      const A *kt = k + skipped * ldk, *vt = v + skipped * ldv;
+      switch (tiles_[t].vectors) {
+        case 1: visit_tile<1>(tiles_[t], keys, kt, ldk, vt, ldv); break;
+        case 2: visit_tile<2>(tiles_[t], keys, kt, ldk, vt, ldv); break;
+        default: visit_tile<3>(tiles_[t], keys, kt, ldk, vt, ldv);
+      }
+    }
+  }
+
+  enum class Kind { kSkip, kFull, kPartial };
+
+  Kind map_lanes(const RowTile<A>& tile, Range keys) {
+    if (p_.mask.covers(b_, tile.rows, keys)) return Kind::kFull;
+    const uint64_t every = bits_between(0, keys.end - keys.begin);
+    uint64_t any = 0, all = every;
+    for (int lane = 0; lane < tile.vectors * W; ++lane) {
+      const uint64_t map = p_.mask.row_map(b_, tile.h[lane], tile.i[lane], keys.begin) & every;
+      any |= map;
+      all &= map;
+      maps_->set(lane, map);
+    }
+    return !any ? Kind::kSkip : all == every ? Kind::kFull : Kind::kPartial;
+  }
+
+  template <int NV>
+  void visit_tile(RowTile<A>& tile, Range keys, const A* k, int64_t ldk, const A* v, int64_t ldv) {
+    const Kind kind = map_lanes(tile, keys);
+    if (kind == Kind::kSkip) return;
+    const int n = static_cast<int>(keys.end - keys.begin);
+    const bool plain = kind == Kind::kFull && !natural_;
+    Vec<A> m[NV], alpha[NV];
+    for (int x = 0; x < NV; ++x) m[x] = load(tile.m + x * W);
+    multiply_keys<NV>(tile.q, k, ldk, n, m, plain);
+    if (!plain) adjust_scores<NV>(tile, keys, kind == Kind::kPartial, m);
+    if (natural_)
+      exponentiate<NV, true>(tile, n, m, alpha);
+    else
+      exponentiate<NV, false>(tile, n, m, alpha);
+    if (kept_) drop_weights<NV>(tile, keys);
+    const bool some_masked = kind == Kind::kPartial || bias_;
+    if (some_masked && !rows_finite(v, ldv, n, static_cast<int>(p_.Dv)))
+      accumulate_seen<NV>(tile, kind == Kind::kPartial, v, ldv, n, alpha);
+    else
+      accumulate_lanes<A, NV>(scores_, kTileLanes, v, ldv, n, static_cast<int>(p_.Dv), alpha, tile.o);
+  }
+
+  // s[j] = k[j] . q; with `track` the maximum over j goes to m
+  template <int NV>
+  void multiply_keys(const A* q, const A* k, int64_t ldk, int n, Vec<A> (&m)[NV], bool track) {
+    const int depth = static_cast<int>(p_.D);
+    int j = 0;
+    for (; j + kRows <= n; j += kRows) key_tile<kRows, NV>(q, k + j * ldk, ldk, depth, j, m, track);
+    for (; j < n; ++j) key_tile<1, NV>(q, k + j * ldk, ldk, depth, j, m, track);
+  }
+  template <int R, int NV>
+  ATTN_INLINE void key_tile(const A* q, const A* k, int64_t ldk, int depth, int j, Vec<A> (&m)[NV], bool track) {
+    Vec<A> s[R][NV];
+    dot_tile<A, R, NV>(k, ldk, q, kTileLanes, depth, s);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) store(scores_ + (j + r) * kTileLanes + v * W, s[r][v]);
+    if (track)
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v)
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) m[v] = max<A>(m[v], s[r][v]);
+  }
+
+  // s <- softcap(s) + bias - slope * |i' - j|, -inf where masked; m <- max(m, s)
+  template <int NV>
+  void adjust_scores(const RowTile<A>& tile, Range keys, bool partial, Vec<A> (&m)[NV]) {
+    const int n = static_cast<int>(keys.end - keys.begin);
+    if (bias_) {
+      const char* rows[kTileLanes];
+      for (int lane = 0; lane < NV * W; ++lane) rows[lane] = p_.bias.at(b_, tile.h[lane], tile.i[lane], keys.begin);
+      pack_lanes<A>(rows, NV * W, p_.bias.dtype, p_.bias.stride[3], n, A(1), bias_, kTileLanes);
+    }
+    const Vec<A> minus_infinity = set1(-std::numeric_limits<A>::infinity());
+    const A cap = static_cast<A>(p_.score.softcap);
+    Vec<A> distance[NV] = {};  // i' - j
+    for (int v = 0; v < NV; ++v)
+      for (int l = 0; l < W; ++l)
+        distance[v][l] = static_cast<A>(tile.i[v * W + l] + p_.score.alibi_offset - keys.begin);
+    for (int j = 0; j < n; ++j)
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) {
+        A* at = scores_ + j * kTileLanes + v * W;
+        Vec<A> s = load(at);
+        if (cap != 0) s = softcap_value(tanh(s / set1(cap)), set1(cap));
+        if (bias_) {
+          const Vec<A> bias = load(bias_ + j * kTileLanes + v * W);
+          s = select<A>(bias == minus_infinity, minus_infinity, s + bias);
+        }
+        if (p_.alibi_slopes) s += alibi_value(load(tile.slope + v * W), abs<A>(distance[v] - set1(static_cast<A>(j))));
+        if (partial) s = select<A>(maps_->test(j, v), s, minus_infinity);
+        m[v] = max<A>(m[v], s);
+        store(at, s);
+      }
+  }
+
+  // p = exp(s - m), alpha = exp(m_old - m), l <- l * alpha + sum p. While no key has come, m is -inf and 0 stands in.
+  template <int NV, bool kNatural>
+  void exponentiate(RowTile<A>& tile, int n, const Vec<A> (&m)[NV], Vec<A> (&alpha)[NV]) {
+    const Vec<A> unit = set1(static_cast<A>(kLog2e));
+    Vec<A> base[NV], l[NV];
+    for (int v = 0; v < NV; ++v) {
+      base[v] = select<A>(m[v] == set1(-std::numeric_limits<A>::infinity()), Vec<A>{}, m[v]);
+      Vec<A> x = load(tile.m + v * W) - base[v];
+      alpha[v] = exp2(kNatural ? x * unit : x);
+      l[v] = load(tile.l + v * W) * alpha[v];
+      store(tile.m + v * W, m[v]);
+    }
+    for (int j = 0; j < n; ++j)
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) {
+        A* at = scores_ + j * kTileLanes + v * W;
+        const Vec<A> x = load(at) - base[v];
+        const Vec<A> weight = exp2(kNatural ? x * unit : x);
+        l[v] += weight;
+        store(at, weight);
+      }
+    for (int v = 0; v < NV; ++v) store(tile.l + v * W, l[v]);
+  }
+
+  // p <- p / (1 - dropout_p) where kept, 0 elsewhere
+  template <int NV>
+  void drop_weights(const RowTile<A>& tile, Range keys) {
+    const int n = static_cast<int>(keys.end - keys.begin);
+    for (int lane = 0; lane < NV * W; ++lane)
+      kept_->set(lane, kept_map(p_.dropout, b_, tile.h[lane], tile.i[lane], keys.begin, n));
+    const Vec<A> scale = set1(static_cast<A>(p_.dropout.keep_scale));
+    for (int j = 0; j < n; ++j)
+      for (int v = 0; v < NV; ++v) {
+        A* at = scores_ + j * kTileLanes + v * W;
+        store(at, select<A>(kept_->test(j, v), load(at) * scale, Vec<A>{}));
+      }
+  }
+
+  // o <- o * alpha + sum over the keys a row sees of p v: 0 * NaN must not reach the other rows.
+  template <int NV>
+  void accumulate_seen(RowTile<A>& tile, bool partial, const A* values, int64_t ldv, int n, const Vec<A> (&alpha)[NV]) {
+    const Vec<A> minus_infinity = set1(-std::numeric_limits<A>::infinity());
+    for (int c = 0; c < p_.Dv; ++c)
+      for (int v = 0; v < NV; ++v) {
+        A* at = tile.o + c * kTileLanes + v * W;
+        Vec<A> o = load(at) * alpha[v];
+        for (int j = 0; j < n; ++j) {
+          Vec<A> next = fma(load(scores_ + j * kTileLanes + v * W), set1(values[j * ldv + c]), o);
+          if (partial) next = select<A>(maps_->test(j, v), next, o);
+          if (bias_) next = select<A>(load(bias_ + j * kTileLanes + v * W) == minus_infinity, o, next);
+          o = next;
+        }
+        store(at, o);
+      }
+  }
+
+  // out = o / l, lse = m + log l; a row that saw no key has l = 0
+  void finish_tile(RowTile<A>& tile) {
+    char* rows[kTileLanes];
+    A inverse[kTileLanes];
+    const double unit = natural_ ? 1 : 1 / kLog2e;
+    for (int lane = 0; lane < kTileLanes; ++lane) {
+      const A l = tile.l[lane];
+      rows[lane] = p_.out.at(b_, tile.h[lane], tile.i[lane]);
+      inverse[lane] = l == 0 ? A(0) : 1 / l;
+      if (lane < tile.count)
+        store_scalar(p_.lse.at(b_, tile.h[lane], tile.i[lane]), p_.lse.dtype,
+                     l == 0 ? -INFINITY : static_cast<double>(tile.m[lane]) * unit + std::log(double(l)));
+    }
+    unpack_lanes<A>(tile.o, kTileLanes, inverse, tile.count, static_cast<int>(p_.Dv), rows, p_.out.dtype,
+                    p_.out.stride[3]);
+  }
+};

@@ -1,0 +1,42 @@
+#include "cpu/dispatch.h"
+
+#include "cpu/cpu_info.h"
+
+namespace attn {
+
+namespace generic {
+extern const Kernels kernels;
+}
+#if defined(__x86_64__)
+namespace avx2 {
+extern const Kernels kernels;
+}
+namespace avx512 {
+extern const Kernels kernels;
+}
+#endif
+
+namespace {
+
+const Kernels& kernels_of(CpuCapability capability) {
+  switch (capability) {
+#if defined(__x86_64__)
+    case CpuCapability::kAvx512Bf16:
+    case CpuCapability::kAvx512:
+      return avx512::kernels;
+    case CpuCapability::kAvx2:
+      return avx2::kernels;
+#endif
+    default:
+      return generic::kernels;
+  }
+}
+
+}  // namespace
+
+const Kernels& kernels() {
+  static const Kernels& chosen = kernels_of(cpu_capability());
+  return chosen;
+}
+
+}  // namespace attn

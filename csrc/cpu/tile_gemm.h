@@ -1,0 +1,121 @@
+// The register-blocked loops under every operator. "Lanes" arrays hold one element per lane in their fastest
+// dimension, kTileLanes of them a row; "rows" arrays are read in their natural layout, one scalar broadcast
+// a time, so that keys, values and queries need no packing. Included by kernels.inl.
+//
+// Register budget: R * NV accumulators, NV lane vectors and one broadcast: 28 of 32 (AVX-512), 16 of 16 (AVX2).
+
+#if ATTN_VECTOR_BYTES == 64
+constexpr int kRows = 8;
+#else
+constexpr int kRows = 4;
+#endif
+constexpr int kMaxVectors = 3;
+
+// a[r][v] = sum_d rows[r][d] * lanes[d][v]
+template <class A, int R, int NV>
+ATTN_INLINE void dot_tile(const A* ATTN_RESTRICT rows, int64_t ld_rows, const A* ATTN_RESTRICT lanes, int ld_lanes,
+                          int depth, Vec<A> (&a)[R][NV]) {
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) a[r][v] = Vec<A>{};
+#pragma GCC unroll 1
+  for (int d = 0; d < depth; ++d) {
+    Vec<A> x[NV];
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) x[v] = load(lanes + d * ld_lanes + v * kLanes<A>);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      const Vec<A> y = set1(rows[r * ld_rows + d]);
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) a[r][v] = fma(y, x[v], a[r][v]);
+    }
+  }
+}
+
+// o[c][v] = o[c][v] * alpha[v] + sum_j weights[j][v] * rows[j][c] for R columns c
+template <class A, int R, int NV>
+ATTN_INLINE void accumulate_tile(const A* ATTN_RESTRICT weights, int ld, const A* ATTN_RESTRICT rows, int64_t ld_rows,
+                                 int n, const Vec<A>* alpha, A* ATTN_RESTRICT o) {
+  Vec<A> a[R][NV];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) {
+      a[r][v] = load(o + r * ld + v * kLanes<A>);
+      if (alpha) a[r][v] *= alpha[v];
+    }
+#pragma GCC unroll 1
+  for (int j = 0; j < n; ++j) {
+    Vec<A> x[NV];
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) x[v] = load(weights + j * ld + v * kLanes<A>);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      const Vec<A> y = set1(rows[j * ld_rows + r]);
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) a[r][v] = fma(y, x[v], a[r][v]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) store(o + r * ld + v * kLanes<A>, a[r][v]);
+}
+
+// All columns: o[c][lanes] = o[c][lanes] * alpha + sum_j weights[j][lanes] * rows[j][c], c < columns
+template <class A, int NV>
+void accumulate_lanes(const A* weights, int ld, const A* rows, int64_t ld_rows, int n, int columns,
+                      const Vec<A>* alpha, A* o) {
+  int c = 0;
+  for (; c + kRows <= columns; c += kRows)
+    accumulate_tile<A, kRows, NV>(weights, ld, rows + c, ld_rows, n, alpha, o + c * ld);
+  for (; c < columns; ++c) accumulate_tile<A, 1, NV>(weights, ld, rows + c, ld_rows, n, alpha, o + c * ld);
+}
+
+// o[i][c] += sum_j weights[i][j] * rows[j][c] for R rows i and NV vectors of columns c
+template <class A, int R, int NV>
+ATTN_INLINE void accumulate_row_tile(const A* ATTN_RESTRICT weights, int ld, const A* ATTN_RESTRICT rows,
+                                     int64_t ld_rows, int n, A* ATTN_RESTRICT o, int64_t ld_o) {
+  Vec<A> a[R][NV];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) a[r][v] = load(o + r * ld_o + v * kLanes<A>);
+#pragma GCC unroll 1
+  for (int j = 0; j < n; ++j) {
+    Vec<A> x[NV];
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) x[v] = load(rows + j * ld_rows + v * kLanes<A>);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      const Vec<A> y = set1(weights[r * ld + j]);
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) a[r][v] = fma(y, x[v], a[r][v]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) store(o + r * ld_o + v * kLanes<A>, a[r][v]);
+}
+
+template <class A, int NV>
+ATTN_INLINE void accumulate_row_panel(const A* weights, int ld, const A* rows, int64_t ld_rows, int m, int n, A* o,
+                                      int64_t ld_o) {
+  int i = 0;
+  for (; i + 6 <= m; i += 6) accumulate_row_tile<A, 6, NV>(weights + i * ld, ld, rows, ld_rows, n, o + i * ld_o, ld_o);
+  for (; i + 2 <= m; i += 2) accumulate_row_tile<A, 2, NV>(weights + i * ld, ld, rows, ld_rows, n, o + i * ld_o, ld_o);
+  for (; i < m; ++i) accumulate_row_tile<A, 1, NV>(weights + i * ld, ld, rows, ld_rows, n, o + i * ld_o, ld_o);
+}
+
+// o[i][c] += sum_j weights[i][j] * rows[j][c] for i < m, j < n and `columns`, a multiple of the vector, c
+template <class A>
+void accumulate_rows(const A* weights, int ld, const A* rows, int64_t ld_rows, int m, int n, int columns, A* o,
+                     int64_t ld_o) {
+  constexpr int W = kLanes<A>, kWide = ATTN_VECTOR_BYTES == 64 ? 4 : 2;
+  int c = 0;
+  for (; c + kWide * W <= columns; c += kWide * W)
+    accumulate_row_panel<A, kWide>(weights, ld, rows + c, ld_rows, m, n, o + c, ld_o);
+  for (; c < columns; c += W) accumulate_row_panel<A, 1>(weights, ld, rows + c, ld_rows, m, n, o + c, ld_o);
+}
