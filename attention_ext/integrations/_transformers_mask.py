@@ -1,0 +1,126 @@
+"""Transformers' mask functions, read as a band and a row of keys where that says it all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._compact_mask import CompactMask, expressible
+
+
+def mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int | Tensor = 0,
+    kv_offset: int = 0,
+    mask_function: Callable[..., Any] | None = None,
+    attention_mask: Tensor | None = None,
+    allow_is_causal_skip: bool = True,
+    allow_is_bidirectional_skip: bool = False,
+    device: torch.device | str = "cpu",
+    config: Any = None,
+    **kwargs: Any,
+) -> Tensor | None:
+    """The mask function of Transformers' `AttentionMaskInterface`.
+
+    Args: those of Transformers' `sdpa_mask`; config is the model's.
+
+    Returns:
+        None where a causal or bidirectional layer needs no mask. A `CompactMask` for causal and bidirectional
+        masks and windows, with padding, at most of the offsets that a cache has. Else what `sdpa_mask`
+        builds, bool (B, 1, q_length, kv_length).
+    """
+    from transformers import masking_utils
+
+    if mask_function is None:
+        mask_function = masking_utils.causal_mask_function
+    tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    if isinstance(q_offset, torch.Tensor) and not tracing:
+        q_offset = int(q_offset)  # a static cache counts in a tensor
+    band = _band_of(mask_function, masking_utils)
+    known = (
+        band is not None
+        and isinstance(q_offset, (int, torch.SymInt))
+        and (attention_mask is None or attention_mask.dim() == 2)
+        and not torch.jit.is_tracing()
+    )
+    if known:
+        shift = q_offset - kv_offset
+        lower = None if band[0] == -math.inf or band[0] + shift <= 1 - q_length else band[0] + shift
+        upper = None if band[1] == math.inf or band[1] + shift >= kv_length - 1 else band[1] + shift
+        known = expressible(lower, upper, q_length, kv_length)
+    if not known:
+        return masking_utils.sdpa_mask(
+            batch_size,
+            q_length,
+            kv_length,
+            q_offset,
+            kv_offset,
+            mask_function,
+            attention_mask,
+            device=device,
+            **{**kwargs, "allow_is_causal_skip": False, "allow_is_bidirectional_skip": False},
+        )
+
+    keep = _kept(attention_mask, kv_length, kv_offset)
+    if keep is None and lower is None:
+        window = getattr(config, "sliding_window", None)
+        harmless = (
+            window is None or max(q_length, kv_length) <= window
+        )  # layers may hand it over, meant or not
+        at_the_end = upper == kv_length - q_length or (upper is None and q_length == 1)
+        causal = allow_is_causal_skip and band[1] != math.inf and at_the_end
+        bidirectional = allow_is_bidirectional_skip and band[1] == math.inf
+        if harmless and (causal or bidirectional):
+            return None  # the layer knows which of the two it is
+    padded = keep is not None
+    if not padded:
+        keep = torch.ones(1, 1, dtype=torch.bool, device=device)
+    return CompactMask(keep, (batch_size, 1, q_length, kv_length), lower, upper, padded)
+
+
+def _band_of(function: Callable[..., Any], library: ModuleType) -> tuple[float, float] | None:
+    """(lowest, highest) j - i that a mask function of Transformers allows; None where it is not understood.
+
+    Functions are told by their code: it is one object for all the closures that one definition made.
+    """
+    if function is library.causal_mask_function:
+        return -math.inf, 0
+    if function is library.bidirectional_mask_function:
+        return -math.inf, math.inf
+    code = getattr(function, "__code__", None)
+    cells = getattr(function, "__closure__", None)
+    if code is None or cells is None or len(cells) != 1:
+        return None
+    content = cells[0].cell_contents
+    if code is library.and_masks(library.causal_mask_function).__code__:
+        bands = [_band_of(part, library) for part in content]
+        if any(band is None for band in bands):
+            return None
+        return max(band[0] for band in bands), min(band[1] for band in bands)
+    if isinstance(content, int):
+        if code is library.sliding_window_overlay(1).__code__:  # j > i - window
+            return 1 - content, math.inf
+        if code is library.sliding_window_bidirectional_overlay(1).__code__:  # |i - j| <= window
+            return -content, content
+    return None
+
+
+def _kept(attention_mask: Tensor | None, kv_length: int, kv_offset: int) -> Tensor | None:
+    """The columns of a padding mask that the keys stand for, bool (B, K); None where nothing is masked."""
+    if attention_mask is None:
+        return None
+    keep = attention_mask.to(torch.bool)
+    missing = kv_offset + kv_length - keep.shape[1]
+    if missing > 0:  # keys of a static cache that nobody wrote yet
+        keep = torch.nn.functional.pad(keep, (0, missing))
+    keep = keep[:, kv_offset : kv_offset + kv_length]
+    if not torch.compiler.is_compiling() and bool(keep.all()):
+        return None
+    return keep
