@@ -8,6 +8,8 @@ PIP := $(PY) -m pip install --disable-pip-version-check -q
 PYTEST = $(PY) -m pytest -n $(MAX_JOBS) --dist worksteal $(PYTEST_ARGS)
 JOBS := $(shell nproc 2>/dev/null || echo 2)
 export MAX_JOBS ?= $(JOBS)
+# For ninja, which torch looks for on PATH.
+export PATH := $(abspath $(VENV)/bin):$(PATH)
 
 # Stamps of what is installed lie in .venv, and end with it; the one of the build lies in build/.
 STAMPS := $(VENV)/.stamps

@@ -29,6 +29,8 @@ os.chdir(ROOT)
 # The oldest torch whose stable ABI has everything the operators use; as in pyproject.toml.
 TORCH_TARGET_VERSION = "0x020a000000000000"
 FLAGS = ["-O3", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-g0"]
+# About vectors as arguments: such functions are always inlined here.
+FLAGS += ["-Wno-psabi"]
 # Messages quote __FILE__: without the folder of the machine that built them.
 FLAGS += [f"-ffile-prefix-map={folder}/=" for folder in (ROOT, Path(torch.__file__).parent.parent)]
 MODULE = "csrc/bindings/module.cpp"
