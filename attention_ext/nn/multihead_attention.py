@@ -10,39 +10,37 @@ from torch import Tensor
 from .. import functional, reference
 from ..masks import Causal, Dense, KeyPadding, Mask
 
-_INT64 = torch.iinfo(torch.int64)
-
 
 class MultiheadAttention(torch.nn.MultiheadAttention):
     """Multi-head attention (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762), a drop-in for torch's.
 
     A subclass of :class:`torch.nn.MultiheadAttention`: the same constructor, the same ``forward`` arguments,
     the same ``state_dict`` keys in the same order, the same initial weights for the same seed. Masks keep
-    torch's meaning: in a bool mask ``True`` means *masked out*, a float mask is added to the scores and gets a
-    gradient when it requires one. With ``need_weights=False`` nothing of size L×S is made that an argument does
-    not already have, but for the sum of a float ``attn_mask`` and a float ``key_padding_mask`` that holds more
-    than 0 and -inf (torch makes it for every head, this class once per batch row).
+    torch's meaning: in a bool mask ``True`` means *masked out*; a float mask is added to the scores and gets
+    a gradient when it requires one. With ``need_weights=False`` no L×S tensor is made that isn't an argument
+    already, with one exception: the sum of a float ``attn_mask`` and a float ``key_padding_mask`` that holds
+    more than 0 and -inf (one per batch row; torch makes one per head).
 
     What differs from torch:
 
-    - A query whose keys are all masked gets an attention of zero (so the output is ``out_proj``'s bias), weights
-      of zero and gradients of zero, on every path, and per head where only one head is masked. Torch answers
-      NaN or zero, depending on ``need_weights``, on training and on autograd.
-    - Projected keys and values that are masked out never reach the result, even if they are NaN or inf; they
-      don't reach the gradients of the other projected rows either. (The gradient of a projection weight is still
-      a product with every row of its input.)
-    - ``is_causal=True`` with an ``attn_mask`` honours the mask: both apply, query i seeing no key beyond i, on
-      every path. Torch takes one and ignores the other, depending on ``need_weights`` and the padding mask.
-      Without an ``attn_mask`` it is an error, as in torch.
-    - Training draws dropout from Philox with a seed from torch's generator: ``torch.manual_seed`` rules it, but
-      the draws are not torch's. Returned weights carry the draw that the output was made with, as in torch.
+    - A query whose keys are all masked gets an attention of zero (so the output is ``out_proj``'s bias),
+      weights of zero and gradients of zero, on every path, and per head where only one head is masked. Torch
+      answers NaN or zero, depending on ``need_weights``, on training and on autograd.
+    - Projected keys and values that are masked out never reach the result, even if they are NaN or inf, nor
+      the gradients of other projected rows. (The gradient of a projection's weight still is a product with
+      every row of its input.)
+    - ``is_causal=True`` with an ``attn_mask`` honours the mask: both apply, so that query i sees no key
+      beyond i, on every path. Torch takes one and ignores the other, depending on ``need_weights`` and on
+      ``key_padding_mask``. Without an ``attn_mask`` it is an error, as in torch.
+    - Dropout is drawn from Philox, with a seed from torch's generator: ``torch.manual_seed`` rules it, but
+      the draws are not torch's. As in torch, the returned weights carry the draw that made the output.
     - Bad arguments raise ``ValueError`` or ``TypeError`` where torch raises ``AssertionError`` or
-      ``RuntimeError``. A mask of a bool and one of a float type may be mixed without a warning; float masks
-      may be float32 whatever the query's dtype.
-    - ``attn_mask`` may also be an :class:`attention_ext.masks.Mask`, which says what *may* be attended, e.g.
-      ``masks.SlidingWindow(255, 0)``: an extension, in which no L×S tensor exists at all. Not with
+      ``RuntimeError``. Mixing a bool and a float mask gives no warning, and a float mask may be float32
+      whatever the query's dtype.
+    - ``attn_mask`` may also be an :class:`attention_ext.masks.Mask`, which says what *may* be attended, such
+      as ``masks.SlidingWindow(255, 0)``: an extension, with which no L×S tensor exists at all. Not with
       ``add_bias_kv`` or ``add_zero_attn``.
-    - There is no other code path in eval ("fast path"), and nested tensors are not served. Inside an
+    - There is no separate path for eval ("fast path"), and nested tensors are not served. In an
       ``nn.TransformerEncoderLayer`` or ``nn.TransformerEncoder`` put together by hand, torch's own fast path
       goes round this class in eval: :func:`attention_ext.replace_attention` switches it off.
     - ``torch.jit.script`` is not supported; ``torch.compile`` and ``torch.export`` are.
@@ -77,7 +75,8 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
             query: (L, N, E), (N, L, E) with ``batch_first``, or (L, E) unbatched.
             key: (S, N, kdim), (N, S, kdim) or (S, kdim).
             value: (S, N, vdim), (N, S, vdim) or (S, vdim).
-            key_padding_mask: (N, S), or (S) unbatched; bool, True = masked out, or float, added to the scores.
+            key_padding_mask: (N, S), or (S) unbatched; bool, True = masked out, or float, added to
+                the scores.
             need_weights: also return the attention weights, which takes memory quadratic in the lengths.
             attn_mask: (L, S) or (N·H, L, S); bool, True = masked out, or float, added to the scores; or an
                 :class:`attention_ext.masks.Mask` of what may be attended.
@@ -108,7 +107,7 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         dropout_p = float(self.dropout) if self.training else 0.0
         seed = None
         if need_weights and dropout_p > 0.0:
-            seed = torch.randint(_INT64.min, _INT64.max, (), dtype=torch.int64, device=q.device)
+            seed = torch.randint(2**63 - 1, (), dtype=torch.int64, device=q.device)
         attended = functional.attention(
             q, k, v, mask=mask, bias=bias, dropout_p=dropout_p, dropout_seed=seed, return_lse=need_weights
         )
@@ -129,7 +128,7 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         return (output if batched else output.squeeze(0)), weights
 
     def merge_masks(self, attn_mask, key_padding_mask, query):
-        """As in torch. Only the fast path of ``nn.TransformerEncoderLayer`` calls it, to go round this module."""
+        """As in torch. Only the fast path of ``nn.TransformerEncoderLayer`` calls it, on its way round us."""
         warnings.warn(
             "nn.TransformerEncoderLayer takes its fast path, which never calls this MultiheadAttention; "
             "attention_ext.replace_attention(model) switches the fast path off",
@@ -138,7 +137,7 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         return super().merge_masks(attn_mask, key_padding_mask, query)
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor, batch_first: bool):
-        """The in-projections, as few products as the identities of the inputs allow: (N, H, L or S, D) views."""
+        """The in-projections as (N, H, L, D) views, in as few products as the inputs' identities allow."""
         e, w, b = self.embed_dim, self.in_proj_weight, self.in_proj_bias
         if w is not None and key is value:
             if query is key:
@@ -179,8 +178,8 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         return extend(k, self.bias_k), extend(v, self.bias_v)
 
     def _masks(self, q, k, key_padding_mask, attn_mask, is_causal) -> tuple[Mask | None, Tensor | None]:
-        """The arguments as one mask of what may be attended and one bias, with nothing L×S that needn't be."""
-        n, heads, queries, _ = q.shape
+        """The arguments as one mask of what may be attended and one bias, avoiding new L×S tensors."""
+        n, heads = q.shape[:2]
         extra = self._extra_keys
         mask = bias = None
         if isinstance(attn_mask, Mask):
@@ -228,25 +227,24 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
                     "(nn.TransformerEncoder makes them in eval unless enable_nested_tensor=False; "
                     "attention_ext.replace_attention switches that off)"
                 )
-        if query.dim() not in (2, 3):
+        rank = query.dim()
+        if rank not in (2, 3):
             raise ValueError(f"query: expected 2 dimensions (unbatched) or 3, got shape {_shape(query)}")
-        batched = query.dim() == 3
+        batched = rank == 3
         widths = {"query": self.embed_dim, "key": self.kdim, "value": self.vdim}
         weight = self.q_proj_weight if self.in_proj_weight is None else self.in_proj_weight
         for name, x in inputs.items():
-            if x.dim() != query.dim():
-                raise ValueError(
-                    f"{name}: expected {query.dim()} dimensions, as query has, got shape {_shape(x)}"
-                )
+            if x.dim() != rank:
+                raise ValueError(f"{name}: expected {rank} dimensions, as query has, got shape {_shape(x)}")
             if x.shape[-1] != widths[name]:
                 raise ValueError(
-                    f"{name}: expected {widths[name]} features in the last dimension, got shape {_shape(x)}"
+                    f"{name}: expected a last dimension of {widths[name]}, got shape {_shape(x)}"
                 )
             if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
-                raise TypeError(f"{name}: expected {weight.dtype}, the dtype of the weights, got {x.dtype}")
+                raise TypeError(f"{name}: expected {weight.dtype}, the weights' dtype, got {x.dtype}")
         if key.shape[:-1] != value.shape[:-1]:
             raise ValueError(
-                f"value: expected the batch and length of key, {_shape(key)}, got shape {_shape(value)}"
+                f"value: expected the length and batch size of key, shape {_shape(key)}, got {_shape(value)}"
             )
         batch_first = self.batch_first and batched
         length_dim = 1 if batch_first else 0
@@ -300,7 +298,7 @@ def _both(first: Mask, second: Mask | None) -> Mask:
 
 
 def _only_hides(padding: Tensor, keep: Tensor) -> bool:
-    """Whether a float padding mask is known to hold 0 and -inf only (what torch's layers make of a bool one)."""
+    """Whether a float padding mask is known to hold only 0 and -inf, as torch's layers make of a bool one."""
     if padding.requires_grad or padding.device.type != "cpu" or torch.compiler.is_compiling():
         return False
     try:

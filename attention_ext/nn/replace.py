@@ -13,7 +13,7 @@ from .multihead_attention import MultiheadAttention
 
 @dataclass(frozen=True)
 class ReplacementReport:
-    """What :func:`replace_attention` did. Names are those of ``model.named_modules()``; the model itself is "".
+    """What :func:`replace_attention` did, by the names of ``model.named_modules()`` ("" is the model itself).
 
     Attributes:
         model: the model, changed in place.
@@ -28,7 +28,8 @@ class ReplacementReport:
     fast_paths_disabled: tuple[str, ...]
 
     def __str__(self) -> str:
-        lines = [f"{type(self.model).__name__}: {len(self.replaced)} attention modules replaced"]
+        count = len(self.replaced)
+        lines = [f"{type(self.model).__name__}: {count} attention module{'s' * (count != 1)} replaced"]
         lines += [f"  replaced {_display(name)}" for name in self.replaced]
         lines += [f"  skipped {_display(name)}: {reason}" for name, reason in self.skipped.items()]
         lines += [f"  fast path switched off: {_display(name)}" for name in self.fast_paths_disabled]
@@ -36,17 +37,17 @@ class ReplacementReport:
 
 
 def replace_attention(model: torch.nn.Module) -> ReplacementReport:
-    """Make every ``torch.nn.MultiheadAttention`` in a model an :class:`attention_ext.MultiheadAttention`, in place.
+    """Make every ``nn.MultiheadAttention`` in a model an :class:`attention_ext.MultiheadAttention`, in place.
 
     Each module stays the same object and only changes its class, so parameters (and the optimizers that hold
     them), hooks, parametrizations, device, dtype and the training flag are untouched, and a module used in
     several places stays one. A subclass that doesn't override ``forward`` keeps its other methods and its
     ``isinstance`` relations; one with its own ``forward`` is skipped and reported.
 
-    In eval ``nn.TransformerEncoderLayer`` and ``nn.TransformerEncoder`` have fast paths that read the weights of
-    ``self_attn`` and never call it. For those that hold a swapped module they are switched off, by the instance
-    attributes ``activation_relu_or_gelu`` and ``use_nested_tensor``. A second call finds nothing left to do but
-    to switch off fast paths around modules that were put in by hand since.
+    In eval ``nn.TransformerEncoderLayer`` and ``nn.TransformerEncoder`` have fast paths that read the weights
+    of ``self_attn`` and never call it. Around swapped modules they are switched off, by the instances'
+    attributes ``activation_relu_or_gelu`` and ``use_nested_tensor``, also where the module was an
+    :class:`attention_ext.MultiheadAttention` already.
 
     Args:
         model: any module; may itself be an ``nn.MultiheadAttention``.
@@ -59,7 +60,7 @@ def replace_attention(model: torch.nn.Module) -> ReplacementReport:
     """
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    replaced, skipped, disabled = [], {}, []
+    replaced, skipped = [], {}
     for name, module in model.named_modules():
         if not isinstance(module, torch.nn.MultiheadAttention) or isinstance(module, MultiheadAttention):
             continue
@@ -73,7 +74,7 @@ def replace_attention(model: torch.nn.Module) -> ReplacementReport:
             replaced.append(name)
         else:
             skipped[name] = reason
-    disabled += [name for name, module in model.named_modules() if _disable_fast_path(module)]
+    disabled = [name for name, module in model.named_modules() if _disable_fast_path(module)]
     return ReplacementReport(model, tuple(replaced), skipped, tuple(disabled))
 
 
@@ -90,17 +91,18 @@ def _reason_to_skip(module: torch.nn.MultiheadAttention) -> str | None:
 
 
 def _disable_fast_path(module: torch.nn.Module) -> bool:
-    """Switch off the fast path of an encoder (layer) around a swapped module; whether there was one to switch."""
+    """Switch off the fast path of an encoder or its layer around a swapped module; whether there was one."""
     if isinstance(module, torch.nn.TransformerEncoderLayer):
         # Only the fast path reads this attribute (0: neither relu nor gelu); the layer calls `activation`.
-        if _holds_swapped(module) and getattr(module, "activation_relu_or_gelu", 0):
-            module.activation_relu_or_gelu = 0
-            return True
+        layers, attribute, off = [module], "activation_relu_or_gelu", 0
     elif isinstance(module, torch.nn.TransformerEncoder):
-        if any(map(_holds_swapped, module.layers)) and getattr(module, "use_nested_tensor", False):
-            module.use_nested_tensor = False
-            return True
-    return False
+        layers, attribute, off = module.layers, "use_nested_tensor", False
+    else:
+        return False
+    if not getattr(module, attribute, off) or not any(map(_holds_swapped, layers)):
+        return False
+    setattr(module, attribute, off)
+    return True
 
 
 def _holds_swapped(layer: torch.nn.Module) -> bool:
