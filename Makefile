@@ -14,6 +14,8 @@ export PATH := $(abspath $(VENV)/bin):$(PATH)
 # Stamps of what is installed lie in .venv, and end with it; the one of the build lies in build/.
 STAMPS := $(VENV)/.stamps
 BUILT := build/stamps/built
+# Tests of values and gradients: run on every instruction set.
+VALUE_TESTS := $(wildcard tests/test_attention_*.py)
 SOURCES := $(shell find csrc -type f \( -name '*.h' -o -name '*.cpp' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh' \))
 CXX_FILES := $(shell find csrc tests -type f \( -name '*.h' -o -name '*.cpp' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh' \) 2>/dev/null)
 LINTERS := $(shell sed -nE 's/^ *"((ruff|clang-format)==[^"]+)",.*/\1/p' pyproject.toml)
@@ -54,14 +56,14 @@ test-cpp:
 test-aarch64:
 	$(MAKE) -C tests/cpp -j$(MAX_JOBS) aarch64
 
-# Values and gradients (test_attention_*.py) on every lower instruction set of the machine, then all tests on the best.
+# Values and gradients on every lower instruction set of the machine, then all tests on the best.
 # One thread a test: the tests run side by side, and those that are about threads set the number themselves.
 test-python: export OMP_NUM_THREADS := 1
 test-python: export TORCHINDUCTOR_COMPILE_THREADS := 1
 test-python: build $(STAMPS)/test
 	set -e; for c in $$($(PY) -c 'from attention_ext import _C; print(*_C.cpu_capabilities()[:-1])'); do \
 	  echo "values and gradients on $$c"; \
-	  ATTENTION_EXT_CPU_CAPABILITY=$$c $(PYTEST) -m 'not once' $(wildcard tests/test_attention_*.py); \
+	  ATTENTION_EXT_CPU_CAPABILITY=$$c $(PYTEST) -m 'not once' $(VALUE_TESTS); \
 	done
 	$(PYTEST) tests
 
