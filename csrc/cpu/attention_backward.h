@@ -232,23 +232,25 @@ class AttentionBackward {
     bool leak_free = true;  // no weight of a masked pair meets a non-finite row
     for (int i = a; i < e; i += kGroup) {
       const int end = static_cast<int>(min64(e, i + kGroup));
-      const bool plain = plain_ && kinds[i / kGroup] == Kind::kFull;
-      multiply_rows(q_, ldq_, kt, D_, i, end, [&](int r, Vec<A>(&s)[NV]) {
+      const bool partial = kinds[i / kGroup] == Kind::kPartial;
+      multiply_rows(q_, ldq_, kt, D_, i, end, [&](int r, Vec<A>(&s)[NV]) ATTN_INLINE_LAMBDA {
         for (int v = 0; v < NV; ++v) {
-          if (plain) s[v] = exp2(s[v] - set1(lse_[r]));
+          if (plain_) s[v] = exp2(s[v] - set1(lse_[r]));
+          if (plain_ && partial) s[v] = select<A>(seen(t, r, v), s[v], Vec<A>{});
           store(weights_ + r * kTile + v * W, s[v]);
         }
       });
-      if (!plain) finish_weights(t, first_row, i, end);
+      if (!plain_) finish_weights(t, first_row, i, end);
       const Vec<A> scale = set1(static_cast<A>(p_.score.scale));
-      multiply_rows(dout_, ldo_, vt, Dv_, i, end, [&](int r, Vec<A>(&dp)[NV]) {
+      multiply_rows(dout_, ldo_, vt, Dv_, i, end, [&](int r, Vec<A>(&dp)[NV]) ATTN_INLINE_LAMBDA {
         for (int v = 0; v < NV; ++v) {
-          if (plain) dp[v] = load(weights_ + r * kTile + v * W) * ((dp[v] - set1(delta_[r])) * scale);
+          if (plain_) dp[v] = load(weights_ + r * kTile + v * W) * ((dp[v] - set1(delta_[r])) * scale);
+          if (plain_ && partial) dp[v] = select<A>(seen(t, r, v), dp[v], Vec<A>{});
           store(ds_ + r * kTile + v * W, dp[v]);
         }
       });
-      if (plain) continue;
-      finish_ds(t, first_row, i, end);
+      if (!plain_) finish_ds(t, first_row, i, end);
+      if (plain_ && !partial) continue;
       leak_free = leak_free && keys_finite_;
       for (int r = i; r < end; ++r) leak_free = leak_free && row_finite_[r];
     }
@@ -258,19 +260,21 @@ class AttentionBackward {
       accumulate_seen(t, first_row, a, e, dq_head);
   }
 
+  // The keys of vector v of tile t that row r sees.
+  ATTN_INLINE IntVec<A> seen(int t, int r, int v) const {
+    return lanes_from_bits<A>(static_cast<Word<A>>(maps_[r] >> (t * kTile + v * W)));
+  }
+
   // For each row r of i .. end-1: epilogue(r, sum_d rows[r][d] * packed[d][lanes])
   template <class Epilogue>
   ATTN_INLINE void multiply_rows(const A* rows, int64_t ld, const A* packed, int depth, int i, int end,
                                  const Epilogue& epilogue) {
-    for (; i + kRows <= end; i += kRows) row_tile<kRows>(rows, ld, packed, depth, i, epilogue);
-    for (; i < end; ++i) row_tile<1>(rows, ld, packed, depth, i, epilogue);
-  }
-  template <int R, class Epilogue>
-  ATTN_INLINE void row_tile(const A* rows, int64_t ld, const A* packed, int depth, int i, const Epilogue& epilogue) {
-    Vec<A> sums[R][NV];
-    dot_tile<A, R, NV>(rows + i * ld, ld, packed, kTile, depth, sums);
+    for_row_tiles<kRows>(i, end, [&]<int R>(int first) ATTN_INLINE_LAMBDA {
+      Vec<A> sums[R][NV];
+      dot_tile<A, R, NV>(rows + first * ld, ld, packed, kTile, depth, sums);
 #pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) epilogue(i + r, sums[r]);
+      for (int r = 0; r < R; ++r) epilogue(first + r, sums[r]);
+    });
   }
 
   // s -> p: the score terms, then exp(s - lse), 0 where masked. A bias of -inf leaves the row map.
@@ -298,7 +302,7 @@ class AttentionBackward {
         }
         if (p_.alibi_slopes) s += alibi_value(set1(slope_), distance(first_row + r, j0 + v * W));
         const Vec<A> weight = exp2((s - set1(lse_[r])) * unit);
-        store(at, select<A>(lanes_from_bits<A>(static_cast<Word<A>>(maps_[r] >> shift)), weight, Vec<A>{}));
+        store(at, select<A>(seen(t, r, v), weight, Vec<A>{}));
       }
   }
 
@@ -322,8 +326,7 @@ class AttentionBackward {
           dp = select<A>(kept, dp * keep, Vec<A>{});
           store(weights_ + at, select<A>(kept, weight * keep, Vec<A>{}));
         }
-        const IntVec<A> seen = lanes_from_bits<A>(static_cast<Word<A>>(maps_[r] >> shift));
-        Vec<A> ds = select<A>(seen, weight * (dp - set1(delta_[r])), Vec<A>{});
+        Vec<A> ds = select<A>(seen(t, r, v), weight * (dp - set1(delta_[r])), Vec<A>{});
         if (p_.dbias) add_bias(first_row + r, j0 + v * W, ds);
         if (p_.alibi_partial) dslope = fma(ds, alibi_derivative(distance(first_row + r, j0 + v * W)), dslope);
         if (cap_) ds *= load(cap_ + at);

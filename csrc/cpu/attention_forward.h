@@ -189,9 +189,8 @@ class AttentionForward {
   template <int NV>
   void multiply_keys(const A* q, const A* k, int64_t ldk, int n, Vec<A> (&m)[NV], bool track) {
     const int depth = static_cast<int>(p_.D);
-    int j = 0;
-    for (; j + kRows <= n; j += kRows) key_tile<kRows, NV>(q, k + j * ldk, ldk, depth, j, m, track);
-    for (; j < n; ++j) key_tile<1, NV>(q, k + j * ldk, ldk, depth, j, m, track);
+    for_row_tiles<kRows>(
+        0, n, [&]<int R>(int j) ATTN_INLINE_LAMBDA { key_tile<R, NV>(q, k + j * ldk, ldk, depth, j, m, track); });
   }
   template <int R, int NV>
   ATTN_INLINE void key_tile(const A* q, const A* k, int64_t ldk, int depth, int j, Vec<A> (&m)[NV], bool track) {

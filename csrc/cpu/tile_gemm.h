@@ -11,6 +11,14 @@ constexpr int kRows = 4;
 #endif
 constexpr int kMaxVectors = 3;
 
+// tile.operator()<R>(i) for i from begin to end in steps of R: as many of kMaxRows, then of a half, a quarter ... of it.
+template <int kMaxRows, class Tile>
+ATTN_INLINE void for_row_tiles(int begin, int end, const Tile& tile) {
+  for (; begin + kMaxRows <= end; begin += kMaxRows) tile.template operator()<kMaxRows>(begin);
+  if constexpr (kMaxRows > 1)
+    if (begin < end) for_row_tiles<kMaxRows / 2>(begin, end, tile);
+}
+
 // a[r][v] = sum_d rows[r][d] * lanes[d][v]
 template <class A, int R, int NV>
 ATTN_INLINE void dot_tile(const A* ATTN_RESTRICT rows, int64_t ld_rows, const A* ATTN_RESTRICT lanes, int ld_lanes,
@@ -67,10 +75,9 @@ ATTN_INLINE void accumulate_tile(const A* ATTN_RESTRICT weights, int ld, const A
 template <class A, int NV>
 void accumulate_lanes(const A* weights, int ld, const A* rows, int64_t ld_rows, int n, int columns,
                       const Vec<A>* alpha, A* o) {
-  int c = 0;
-  for (; c + kRows <= columns; c += kRows)
-    accumulate_tile<A, kRows, NV>(weights, ld, rows + c, ld_rows, n, alpha, o + c * ld);
-  for (; c < columns; ++c) accumulate_tile<A, 1, NV>(weights, ld, rows + c, ld_rows, n, alpha, o + c * ld);
+  for_row_tiles<kRows>(0, columns, [&]<int R>(int c) ATTN_INLINE_LAMBDA {
+    accumulate_tile<A, R, NV>(weights, ld, rows + c, ld_rows, n, alpha, o + c * ld);
+  });
 }
 
 // o[i][c] += sum_j weights[i][j] * rows[j][c] for R rows i and NV vectors of columns c
@@ -100,22 +107,15 @@ ATTN_INLINE void accumulate_row_tile(const A* ATTN_RESTRICT weights, int ld, con
     for (int v = 0; v < NV; ++v) store(o + r * ld_o + v * kLanes<A>, a[r][v]);
 }
 
-template <class A, int NV>
-ATTN_INLINE void accumulate_row_panel(const A* weights, int ld, const A* rows, int64_t ld_rows, int m, int n, A* o,
-                                      int64_t ld_o) {
-  int i = 0;
-  for (; i + 6 <= m; i += 6) accumulate_row_tile<A, 6, NV>(weights + i * ld, ld, rows, ld_rows, n, o + i * ld_o, ld_o);
-  for (; i + 2 <= m; i += 2) accumulate_row_tile<A, 2, NV>(weights + i * ld, ld, rows, ld_rows, n, o + i * ld_o, ld_o);
-  for (; i < m; ++i) accumulate_row_tile<A, 1, NV>(weights + i * ld, ld, rows, ld_rows, n, o + i * ld_o, ld_o);
-}
-
 // o[i][c] += sum_j weights[i][j] * rows[j][c] for i < m, j < n and `columns`, a multiple of the vector, c
 template <class A>
 void accumulate_rows(const A* weights, int ld, const A* rows, int64_t ld_rows, int m, int n, int columns, A* o,
                      int64_t ld_o) {
   constexpr int W = kLanes<A>, kWide = ATTN_VECTOR_BYTES == 64 ? 4 : 2;
-  int c = 0;
-  for (; c + kWide * W <= columns; c += kWide * W)
-    accumulate_row_panel<A, kWide>(weights, ld, rows + c, ld_rows, m, n, o + c, ld_o);
-  for (; c < columns; c += W) accumulate_row_panel<A, 1>(weights, ld, rows + c, ld_rows, m, n, o + c, ld_o);
+  for_row_tiles<kWide>(0, columns / W, [&]<int NV>(int vector) ATTN_INLINE_LAMBDA {
+    const int c = vector * W;
+    for_row_tiles<6>(0, m, [&]<int R>(int i) ATTN_INLINE_LAMBDA {
+      accumulate_row_tile<A, R, NV>(weights + i * ld, ld, rows + c, ld_rows, n, o + i * ld_o + c, ld_o);
+    });
+  });
 }
