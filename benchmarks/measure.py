@@ -1,0 +1,101 @@
+"""Thread CPU time of ours and of every peer, interleaved, beside the machine's own peak."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from attention_ext import _C
+
+from .agreement import check_agreement
+from .baselines import CONTENDERS, Contender, make_call, make_inputs
+from .clocks import Sampler
+from .effort import Effort
+from .registry import Case
+
+__all__ = ["chosen_peers", "conditions", "measure_time", "no_progress", "summary"]
+
+Progress = Callable[[str], None]
+
+
+def no_progress(_: str) -> None:
+    pass
+
+
+@contextmanager
+def conditions(case: Case) -> Iterator[None]:
+    """The threads and the grad mode of a case; no garbage collection in between."""
+    threads = torch.get_num_threads()
+    gc.collect()
+    gc.disable()
+    torch.set_num_threads(case.threads)
+    try:
+        with torch.set_grad_enabled(case.backward):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        gc.enable()
+
+
+def chosen_peers(case: Case, effort: Effort) -> dict[str, Contender]:
+    known = CONTENDERS[case.op]
+    return {name: known[name] for name in case.peers if effort.complete or known[name].quick}
+
+
+def summary(samples: list[float]) -> dict[str, Any]:
+    return {
+        "seconds_min": min(samples),
+        "seconds_median": statistics.median(samples),
+        "samples": [float(f"{s:.5g}") for s in samples],
+    }
+
+
+def rounds(seconds_each: float, effort: Effort) -> int:
+    wanted = int(effort.seconds / max(seconds_each, 1e-6))
+    return max(effort.min_rounds, min(effort.max_rounds, wanted))
+
+
+def probe(case: Case, effort: Effort) -> float:
+    """The machine's peak that bounds this case, of one thread: operations or bytes a second."""
+    if case.bound == "bandwidth":
+        return 1e9 * _C.read_bandwidth(case.tensor_bytes, effort.probe_seconds)
+    # Narrow types are computed in float32.
+    dtype = "float64" if case.dtype == "float64" else "float32"
+    return 1e9 * _C.fma_peak(_C.cpu_capability(), dtype, effort.probe_seconds)
+
+
+def measure_time(case: Case, effort: Effort, progress: Progress) -> dict[str, Any]:
+    """Figures of a case of kind "time". Raises Disagreement or WorkElsewhere: then there are none."""
+    inputs = make_inputs(case)
+    peers = chosen_peers(case, effort)
+    with conditions(case):
+        progress("agreement")
+        call = make_call(case, CONTENDERS[case.op]["ours"], inputs)
+        results, samplers = call(), {"ours": Sampler.calibrated(call, effort.sample_seconds)}
+        differences = {}
+        for name, peer in peers.items():
+            call = make_call(case, peer, inputs)
+            differences[name] = check_agreement(peer.title, results, call(), case.dtype)
+            samplers[name] = Sampler.calibrated(call, effort.sample_seconds)
+        del results
+        names, peaks = list(samplers), [probe(case, effort)]
+        samples: dict[str, list[float]] = {name: [] for name in names}
+        total = rounds(sum(s.seconds for s in samplers.values()) + 2 * effort.probe_seconds, effort)
+        for done in range(total):
+            progress(f"round {done + 1} of {total}")
+            # Nobody has the first place, or the same predecessor, every time.
+            for name in names if done % 2 else reversed(names):
+                samples[name].append(samplers[name].sample())
+            peaks.append(probe(case, effort))
+    return {
+        "clock": "thread CPU time",
+        "peak_rate": max(peaks),
+        "peak_rate_median": statistics.median(peaks),
+        "differences": differences,
+        "contenders": {name: summary(taken) for name, taken in samples.items()},
+    }

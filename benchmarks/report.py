@@ -1,0 +1,123 @@
+"""Results as text for a terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["bytes_text", "case_text", "machine_text", "requirement_text", "seconds_text", "summary_text"]
+
+Entry = dict[str, Any]
+
+
+def seconds_text(seconds: float) -> str:
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} µs"
+
+
+def bytes_text(count: float) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def value_text(figure: str, value: float) -> str:
+    return percent(value) if figure == "share" else f"{value:.3g}x"
+
+
+def requirement_text(requirement: Entry, titles: dict[str, str]) -> str:
+    """The bound alone: "ratio to SDPA ≥ 1.2x"."""
+    peer = titles.get(requirement["peer"], requirement["peer"])
+    what = {
+        "ratio": f"{peer} / ours",
+        "overhead": f"ours / {peer}",
+        "share": "share of peak",
+        "scaling": "one thread / two",
+        "memory": "peak / bytes of the tensors",
+    }[requirement["figure"]]
+    sign = "≤" if requirement["at_most"] else "≥"
+    return f"{what} {sign} {value_text(requirement['figure'], requirement['bound'])}"
+
+
+def verdict_text(requirement: Entry, titles: dict[str, str]) -> str:
+    text = requirement_text(requirement, titles)
+    if requirement["verdict"] == "not judged":
+        measured = (
+            ""
+            if requirement["value"] is None
+            else f", {value_text(requirement['figure'], requirement['value'])}"
+        )
+        return f"{text}: not judged{measured} ({requirement['reason']})"
+    verdict = {"met": "met", "missed": "MISSED"}[requirement["verdict"]]
+    return f"{text}: {value_text(requirement['figure'], requirement['value'])}, {verdict}"
+
+
+def titles_of(entry: Entry) -> dict[str, str]:
+    return {name: figures["title"] for name, figures in entry.get("contenders", {}).items()}
+
+
+def contender_text(name: str, figures: Entry, entry: Entry) -> str:
+    parts = []
+    if "seconds_min" in figures:
+        parts.append(
+            f"{seconds_text(figures['seconds_min'])} (median {seconds_text(figures['seconds_median'])})"
+        )
+    if "one_thread" in entry:
+        one = entry["one_thread"][name]["seconds_min"]
+        parts.append(f"one thread {seconds_text(one)}, scaling {entry['scaling'][name]:.2f}x")
+    if "share" in figures and figures["share"] >= 0.01:
+        unit = "GB/s" if entry["bound"] == "bandwidth" else "GFLOP/s"
+        parts.append(f"{figures['rate'] * 1e-9:.3g} {unit}, {percent(figures['share'])} of peak")
+    if entry["kind"] == "memory":
+        memory, size = figures["memory"], bytes_text(entry["tensor_bytes"])
+        parts.append(
+            f"peak {bytes_text(memory['total'])}, of that the tensors {size}; {seconds_text(memory['seconds'])}"
+        )
+    elif figures.get("memory"):
+        parts.append(f"memory {bytes_text(figures['memory']['call'])}")
+    if name in entry.get("ratios", {}):
+        parts.append(
+            f"ratio {entry['ratios'][name]['min']:.3g} (of medians {entry['ratios'][name]['median']:.3g})"
+        )
+    return f"    {figures['title']:<26} " + "; ".join(parts)
+
+
+def case_text(entry: Entry) -> str:
+    """What one case gave, in a few lines."""
+    threads = "" if entry["threads"] == 1 else f", {entry['threads']} threads"
+    lines = [f"{entry['title']} [{entry['shape']} {entry['dtype']}{threads}] {entry['name']}"]
+    if entry["status"] != "measured":
+        return f"{lines[0]}\n    {entry['status']}, no figure: {entry['reason']}"
+    lines += [contender_text(name, figures, entry) for name, figures in entry["contenders"].items()]
+    if "scaling" in entry:
+        lines.append(f"    {'FMA loop (control)':<26} scaling {entry['scaling']['control']:.2f}x")
+    lines += [
+        f"    -> {verdict_text(requirement, titles_of(entry))}" for requirement in entry["requirements"]
+    ]
+    return "\n".join(lines)
+
+
+def machine_text(machine: Entry) -> str:
+    gib = machine["memory_bytes"] / 2**30
+    return (
+        f"{machine['cpu']}, {machine['cores']} cores, {gib:.0f} GiB, {machine['system']}; capability "
+        f"{machine['capability']}; torch {machine['torch']} ({machine['torch_capability']}), "
+        f"{machine['compiler']}, attention_ext {machine['attention_ext']}"
+    )
+
+
+def summary_text(entries: list[Entry]) -> str:
+    """How many requirements are met, and every one that is not."""
+    judged = [(entry, requirement) for entry in entries for requirement in entry["requirements"]]
+    count = {v: sum(r["verdict"] == v for _, r in judged) for v in ("met", "missed", "not judged")}
+    lines = [f"requirements: {count['met']} met, {count['missed']} missed, {count['not judged']} not judged"]
+    for entry, requirement in judged:
+        if requirement["verdict"] != "met":
+            lines.append(f"  {entry['name']}: {verdict_text(requirement, titles_of(entry))}")
+    for entry in entries:
+        if entry["status"] in ("disagrees", "failed"):
+            lines.append(f"  {entry['name']}: {entry['status'].upper()}, no figure: {entry['reason']}")
+    return "\n".join(lines)
