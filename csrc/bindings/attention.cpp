@@ -224,7 +224,7 @@ class Backward {
   void allocate_workspace() {
     const GradPlan& plan = p_.plan;
     const int64_t rows = p_.B * p_.Hq * p_.Lq;
-    p_.row_lse = allocate({rows}, type_);
+    p_.row_lse = allocate({2, rows}, type_);
     p_.row_delta = allocate({rows}, type_);
     p_.row_finite = static_cast<uint8_t*>(allocate({rows}, ScalarType::Byte));
     if (plan.dq_buffers > 0)

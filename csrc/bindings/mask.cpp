@@ -35,8 +35,8 @@ Mask checked_mask(const MaskArguments& arguments, int64_t B, int64_t Hq, int64_t
   mask.key_lengths = checked_batch_values("key_lengths", arguments.key_lengths, B);
   for (int64_t b = 0; b < B; ++b) {
     if (mask.band_offset)
-      check(std::abs(mask.band_offset[b]) <= kUnbounded, "band_offset: expected |offset| <= 2**62, got ",
-            mask.band_offset[b]);
+      check(-kUnbounded / 2 <= mask.band_offset[b] && mask.band_offset[b] <= kUnbounded / 2,
+            "band_offset: expected -2**61 to 2**61, got ", mask.band_offset[b]);
     if (mask.key_lengths)
       check(mask.key_lengths[b] >= 0 && mask.key_lengths[b] <= Lk, "key_lengths: expected 0 to ", Lk, ", got ",
             mask.key_lengths[b]);

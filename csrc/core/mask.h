@@ -32,7 +32,7 @@ struct Mask {
 
   // Band: lower <= j - (i + band_offset[b]) <= upper, bounds within +-kUnbounded.
   int64_t lower = -kUnbounded, upper = kUnbounded;
-  const int64_t* band_offset = nullptr;  // (B,)
+  const int64_t* band_offset = nullptr;  // (B,), within +-kUnbounded / 2
 
   const int64_t* key_lengths = nullptr;  // (B,), each 0..Lk
 

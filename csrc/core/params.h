@@ -64,7 +64,8 @@ struct AttentionGradParams : AttentionParams {
 
   GradPlan plan;
   // Workspace in the compute type (float or double) unless said.
-  void* row_lse = nullptr;         // [B, Hq, Lq], in units of the scores; +inf for an empty row
+  void* row_lse = nullptr;         // [2, B, Hq, Lq], two parts to subtract in turn, in units of the scores;
+                                   // +inf for an empty row
   void* row_delta = nullptr;       // [B, Hq, Lq], sum_d grad_out * out - grad_lse
   uint8_t* row_finite = nullptr;   // [B, Hq, Lq], of query and grad_out
   void* dq_partial = nullptr;      // [B, Hkv, dq_buffers, group, dq_rows, dq_width]

@@ -39,7 +39,7 @@ class AttentionBackward {
   A *weights_, *ds_, *cap_;         // [kQueryChunk][kTile]
   A *key_rows_, *query_rows_, *dout_rows_;  // copies where rows can't be read where they lie
   uint64_t *maps_, *kept_;          // [kQueryChunk] row maps over the key block
-  const A *k_ = nullptr, *q_ = nullptr, *dout_ = nullptr, *lse_ = nullptr, *delta_ = nullptr;
+  const A *k_ = nullptr, *q_ = nullptr, *dout_ = nullptr, *lse_ = nullptr, *lse_low_ = nullptr, *delta_ = nullptr;
   const uint8_t* row_finite_ = nullptr;
   int64_t ldk_ = 0, ldq_ = 0, ldo_ = 0;
   A slope_ = 0;
@@ -170,6 +170,7 @@ class AttentionBackward {
     dout_ = read_rows(p_.grad_out, b_, h_, rows, Dv_, dout_rows_, ldo_);
     const int64_t first = (b_ * p_.Hq + h_) * p_.Lq + rows.begin;
     lse_ = static_cast<const A*>(p_.row_lse) + first;
+    lse_low_ = lse_ + p_.B * p_.Hq * p_.Lq;
     delta_ = static_cast<const A*>(p_.row_delta) + first;
     row_finite_ = p_.row_finite + first;
     for (int t = 0; keys_.begin + t * kTile < keys_.end; ++t) {
@@ -235,7 +236,7 @@ class AttentionBackward {
       const bool partial = kinds[i / kGroup] == Kind::kPartial;
       multiply_rows(q_, ldq_, kt, D_, i, end, [&](int r, Vec<A>(&s)[NV]) ATTN_INLINE_LAMBDA {
         for (int v = 0; v < NV; ++v) {
-          if (plain_) s[v] = exp2(s[v] - set1(lse_[r]));
+          if (plain_) s[v] = exp2((s[v] - set1(lse_[r])) - set1(lse_low_[r]));
           if (plain_ && partial) s[v] = select<A>(seen(t, r, v), s[v], Vec<A>{});
           store(weights_ + r * kTile + v * W, s[v]);
         }
@@ -301,7 +302,7 @@ class AttentionBackward {
           s += bias;
         }
         if (p_.alibi_slopes) s += alibi_value(set1(slope_), distance(first_row + r, j0 + v * W));
-        const Vec<A> weight = exp2((s - set1(lse_[r])) * unit);
+        const Vec<A> weight = exp2(((s - set1(lse_[r])) - set1(lse_low_[r])) * unit);
         store(at, select<A>(seen(t, r, v), weight, Vec<A>{}));
       }
   }

@@ -2,57 +2,98 @@
 //   delta = sum_d dout * out - dlse,  dsink = -sum_i exp(sink - lse) * delta
 // One work item is a block of rows of one (b, h). Included by kernels.inl.
 
+// From here on the rounding of lse shows in the weights: exp(s - lse) may be off by 0.4 % (float).
 template <class A>
-struct AttentionBackwardRows {
+constexpr double kLargeLse = std::is_same_v<A, double> ? 1e14 : 65536;
+
+template <class A>
+class AttentionBackwardRows {
+ public:
   using Params = AttentionGradParams;
 
-  static Plan plan(const Params& p) { return {p.B * p.Hq * p.plan.row_blocks, 2 * row_bytes(p)}; }
-
-  static int64_t row_bytes(const Params& p) {
+  static Plan plan(const Params& p) {
     Arena arena(nullptr);
-    arena.take<A>(max64(p.D, p.Dv) + kLanes<A>);
-    return arena.used();
+    AttentionBackwardRows measure(p, arena);
+    return {p.B * p.Hq * p.plan.row_blocks, arena.used()};
   }
-
   static void run(const Params& p, int64_t item, void* scratch) {
-    const int64_t block = item % p.plan.row_blocks, h = item / p.plan.row_blocks % p.Hq;
-    const int64_t b = item / p.plan.row_blocks / p.Hq;
-    A* x = static_cast<A*>(scratch);
-    A* y = reinterpret_cast<A*>(static_cast<char*>(scratch) + row_bytes(p));
-    const bool natural = has_natural_scores(p);
-    const double sink = p.sinks ? load_scalar(p.sinks.at(0, h, 0), p.sinks.dtype) : 0;
-    double dsink = 0;
-    const int64_t end = min64(p.Lq, (block + 1) * kStatisticsRows);
-    for (int64_t i = block * kStatisticsRows; i < end; ++i) {
-      const int64_t at = (b * p.Hq + h) * p.Lq + i;
-      const double lse = load_scalar(p.lse.at(b, h, i), p.lse.dtype);
-      const double dlse = p.grad_lse ? load_scalar(p.grad_lse.at(b, h, i), p.grad_lse.dtype) : 0;
-      const A* dout = read_row(p.grad_out, b, h, i, p.Dv, x);
-      const double delta = dot_row(dout, read_row(p.out, b, h, i, p.Dv, y), p.Dv) - dlse;
-      bool finite = rows_finite(dout, p.Dv, 1, static_cast<int>(p.Dv));
-      finite = finite && rows_finite(read_row(p.query, b, h, i, p.D, y), p.D, 1, static_cast<int>(p.D));
-      // The weights exp(s - lse) of an empty row become exp(-inf) = 0.
-      static_cast<A*>(p.row_lse)[at] = static_cast<A>(lse == -INFINITY ? INFINITY : natural ? lse : lse * kLog2e);
-      static_cast<A*>(p.row_delta)[at] = static_cast<A>(delta);
-      p.row_finite[at] = finite;
-      if (p.sinks && sink != -INFINITY) dsink -= std::exp(sink - lse) * delta;
-    }
-    if (p.sink_partial) p.sink_partial[item] = dsink;
+    Arena arena(scratch);
+    AttentionBackwardRows(p, arena).run_item(item);
   }
 
  private:
-  static const A* read_row(const View& view, int64_t b, int64_t h, int64_t i, int64_t columns, A* buffer) {
-    if (has_natural_rows<A>(view)) return reinterpret_cast<const A*>(view.at(b, h, i));
-    copy_rows<A>(view.at(b, h, i), 0, view.dtype, view.stride[3], 1, static_cast<int>(columns), buffer,
-                 static_cast<int>(columns));
+  const Params& p_;
+  const bool natural_;
+  int64_t b_ = 0, h_ = 0;
+  A *dout_row_, *row_;
+  char* forward_scratch_;
+
+  AttentionBackwardRows(const Params& p, Arena& arena) : p_(p), natural_(has_natural_scores(p)) {
+    dout_row_ = arena.take<A>(p.Dv);
+    row_ = arena.take<A>(max64(p.D, p.Dv));
+    forward_scratch_ = arena.take<char>(AttentionForward<A>::plan(p).scratch_bytes);
+  }
+
+  void run_item(int64_t item) {
+    const int64_t block = item % p_.plan.row_blocks;
+    h_ = item / p_.plan.row_blocks % p_.Hq;
+    b_ = item / p_.plan.row_blocks / p_.Hq;
+    const double sink = p_.sinks ? load_scalar(p_.sinks.at(0, h_, 0), p_.sinks.dtype) : -INFINITY;
+    double dsink = 0;
+    const int64_t end = min64(p_.Lq, (block + 1) * kStatisticsRows);
+    for (int64_t i = block * kStatisticsRows; i < end; ++i) {
+      const int64_t at = (b_ * p_.Hq + h_) * p_.Lq + i;
+      A* lse = static_cast<A*>(p_.row_lse) + at;
+      A* lse_low = lse + p_.B * p_.Hq * p_.Lq;
+      split_lse(i, lse, lse_low);
+      const double delta = row_delta(i, &p_.row_finite[at]);
+      static_cast<A*>(p_.row_delta)[at] = static_cast<A>(delta);
+      const double unit = natural_ ? 1 : kLog2e;
+      if (sink != -INFINITY) dsink -= std::exp((sink * unit - *lse - *lse_low) / unit) * delta;
+    }
+    if (p_.sink_partial) p_.sink_partial[item] = dsink;
+  }
+
+  // lse in the units of the scores, in two parts where one is too coarse. The weights exp(s - lse) of an empty row
+  // become exp(-inf) = 0.
+  void split_lse(int64_t i, A* lse, A* lse_low) {
+    const double unit = natural_ ? 1 : kLog2e;
+    const double value = load_scalar(p_.lse.at(b_, h_, i), p_.lse.dtype);
+    *lse = static_cast<A>(value == -INFINITY ? INFINITY : value * unit);
+    *lse_low = 0;
+    if (std::abs(value) < kLargeLse<A> || !(std::abs(value) < INFINITY)) return;
+    A l;
+    AttentionForward<A>::row_state(p_, b_, h_, i, forward_scratch_, lse, &l);
+    *lse_low = static_cast<A>(std::log(static_cast<double>(l)) * unit);
+  }
+
+  // A non-finite dout that meets an output of 0, as that of an empty row is, counts as 0.
+  double row_delta(int64_t i, uint8_t* finite) {
+    const int Dv = static_cast<int>(p_.Dv), D = static_cast<int>(p_.D);
+    const A* dout = read_row(p_.grad_out, i, Dv, dout_row_);
+    const bool dout_finite = rows_finite(dout, Dv, 1, Dv);
+    *finite = dout_finite && rows_finite(read_row(p_.query, i, D, row_), D, 1, D);
+    const A* out = read_row(p_.out, i, Dv, row_);
+    const double dlse = p_.grad_lse ? load_scalar(p_.grad_lse.at(b_, h_, i), p_.grad_lse.dtype) : 0;
+    if (dout_finite) return static_cast<double>(dot_row(dout, out, Dv)) - dlse;
+    double sum = 0;
+    for (int d = 0; d < Dv; ++d)
+      if (out[d] != 0) sum += static_cast<double>(dout[d]) * static_cast<double>(out[d]);
+    return sum - dlse;
+  }
+
+  const A* read_row(const View& view, int64_t i, int columns, A* buffer) const {
+    if (has_natural_rows<A>(view)) return reinterpret_cast<const A*>(view.at(b_, h_, i));
+    copy_rows<A>(view.at(b_, h_, i), 0, view.dtype, view.stride[3], 1, columns, buffer, columns);
     return buffer;
   }
-  static double dot_row(const A* x, const A* y, int64_t n) {
+
+  static A dot_row(const A* x, const A* y, int n) {
     Vec<A> sum{};
-    int64_t d = 0;
+    int d = 0;
     for (; d + kLanes<A> <= n; d += kLanes<A>) sum = fma(load(x + d), load(y + d), sum);
     A tail = 0;
     for (; d < n; ++d) tail += x[d] * y[d];
-    return static_cast<double>(sum_lanes<A>(sum) + tail);
+    return sum_lanes<A>(sum) + tail;
   }
 };

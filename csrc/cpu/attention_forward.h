@@ -35,6 +35,19 @@ class AttentionForward {
     AttentionForward(p, arena).run_item(item);
   }
 
+  // The maximum and sum of one row, in the units of its scores.
+  static void row_state(const AttentionParams& p, int64_t b, int64_t h, int64_t i, void* scratch, A* m, A* l) {
+    Arena arena(scratch);
+    AttentionForward forward(p, arena);
+    forward.b_ = b;
+    forward.hkv_ = h / p.group();
+    RowTile<A>& tile = forward.tiles_[0];
+    forward.start_tile(tile, i * p.group() + h % p.group(), 1);
+    forward.visit_blocks(tile.keys, 1);
+    *m = tile.m[0];
+    *l = tile.l[0];
+  }
+
  private:
   const AttentionParams& p_;
   const bool natural_;  // scores in natural units, else in units of log 2
@@ -83,10 +96,7 @@ class AttentionForward {
       start_tile(tile, row, static_cast<int>(min64(kTileLanes, end - row)));
       if (!tile.keys.empty()) keys = {min64(keys.begin, tile.keys.begin), max64(keys.end, tile.keys.end)};
     }
-    // Row maps read whole stored words when the blocks are aligned to them.
-    if (p_.mask.bits) keys.begin = keys.begin / kKeyBlock * kKeyBlock;
-    for (int64_t j = keys.begin; j < keys.end; j += kKeyBlock)
-      visit_block({j, min64(j + kKeyBlock, keys.end)}, tiles);
+    visit_blocks(keys, tiles);
     for (int t = 0; t < tiles; ++t) finish_tile(tiles_[t]);
   }
 
@@ -116,6 +126,13 @@ class AttentionForward {
         tile.slope[lane] = static_cast<A>(
             load_scalar(p_.alibi_slopes.at(b_, tile.h[lane], 0), p_.alibi_slopes.dtype));
     }
+  }
+
+  void visit_blocks(Range keys, int tiles) {
+    // Row maps read whole stored words when the blocks are aligned to them.
+    if (p_.mask.bits) keys.begin = keys.begin / kKeyBlock * kKeyBlock;
+    for (int64_t j = keys.begin; j < keys.end; j += kKeyBlock)
+      visit_block({j, min64(j + kKeyBlock, keys.end)}, tiles);
   }
 
   void visit_block(Range block, int tiles) {
@@ -243,12 +260,12 @@ class AttentionForward {
   template <int NV, bool kNatural>
   void exponentiate(RowTile<A>& tile, int n, const Vec<A> (&m)[NV], Vec<A> (&alpha)[NV]) {
     const Vec<A> unit = set1(static_cast<A>(kLog2e));
-    Vec<A> base[NV], l[NV];
+    Vec<A> base[NV], sum[NV];
     for (int v = 0; v < NV; ++v) {
       base[v] = select<A>(m[v] == set1(-std::numeric_limits<A>::infinity()), Vec<A>{}, m[v]);
       Vec<A> x = load(tile.m + v * W) - base[v];
       alpha[v] = exp2(kNatural ? x * unit : x);
-      l[v] = load(tile.l + v * W) * alpha[v];
+      sum[v] = Vec<A>{};
       store(tile.m + v * W, m[v]);
     }
     for (int j = 0; j < n; ++j)
@@ -257,10 +274,10 @@ class AttentionForward {
         A* at = scores_ + j * kTileLanes + v * W;
         const Vec<A> x = load(at) - base[v];
         const Vec<A> weight = exp2(kNatural ? x * unit : x);
-        l[v] += weight;
+        sum[v] += weight;
         store(at, weight);
       }
-    for (int v = 0; v < NV; ++v) store(tile.l + v * W, l[v]);
+    for (int v = 0; v < NV; ++v) store(tile.l + v * W, fma(load(tile.l + v * W), alpha[v], sum[v]));
   }
 
   // p <- p / (1 - dropout_p) where kept, 0 elsewhere
@@ -295,6 +312,11 @@ class AttentionForward {
       }
   }
 
+  static double lse(double m, double l) {
+    if (l == 0 || m == INFINITY) return l == 0 ? -INFINITY : INFINITY;
+    return m + std::log(l);
+  }
+
   // out = o / l, lse = m + log l; a row that saw no key has l = 0
   void finish_tile(RowTile<A>& tile) {
     char* rows[kTileLanes];
@@ -305,8 +327,7 @@ class AttentionForward {
       rows[lane] = p_.out.at(b_, tile.h[lane], tile.i[lane]);
       inverse[lane] = l == 0 ? A(0) : 1 / l;
       if (lane < tile.count)
-        store_scalar(p_.lse.at(b_, tile.h[lane], tile.i[lane]), p_.lse.dtype,
-                     l == 0 ? -INFINITY : static_cast<double>(tile.m[lane]) * unit + std::log(double(l)));
+        store_scalar(p_.lse.at(b_, tile.h[lane], tile.i[lane]), p_.lse.dtype, lse(tile.m[lane] * unit, l));
     }
     unpack_lanes<A>(tile.o, kTileLanes, inverse, tile.count, static_cast<int>(p_.Dv), rows, p_.out.dtype,
                     p_.out.stride[3]);

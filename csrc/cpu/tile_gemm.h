@@ -41,7 +41,8 @@ ATTN_INLINE void dot_tile(const A* ATTN_RESTRICT rows, int64_t ld_rows, const A*
   }
 }
 
-// o[c][v] = o[c][v] * alpha[v] + sum_j weights[j][v] * rows[j][c] for R columns c
+// o[c][v] = o[c][v] * alpha[v] + sum_j weights[j][v] * rows[j][c] for R columns c. The sum starts at 0 and is added
+// whole: the rounding error of a long sequence then grows with the number of blocks, not of terms.
 template <class A, int R, int NV>
 ATTN_INLINE void accumulate_tile(const A* ATTN_RESTRICT weights, int ld, const A* ATTN_RESTRICT rows, int64_t ld_rows,
                                  int n, const Vec<A>* alpha, A* ATTN_RESTRICT o) {
@@ -49,10 +50,7 @@ ATTN_INLINE void accumulate_tile(const A* ATTN_RESTRICT weights, int ld, const A
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) {
-      a[r][v] = load(o + r * ld + v * kLanes<A>);
-      if (alpha) a[r][v] *= alpha[v];
-    }
+    for (int v = 0; v < NV; ++v) a[r][v] = Vec<A>{};
 #pragma GCC unroll 1
   for (int j = 0; j < n; ++j) {
     Vec<A> x[NV];
@@ -68,7 +66,10 @@ ATTN_INLINE void accumulate_tile(const A* ATTN_RESTRICT weights, int ld, const A
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) store(o + r * ld + v * kLanes<A>, a[r][v]);
+    for (int v = 0; v < NV; ++v) {
+      A* at = o + r * ld + v * kLanes<A>;
+      store(at, alpha ? fma(load(at), alpha[v], a[r][v]) : load(at) + a[r][v]);
+    }
 }
 
 // All columns: o[c][lanes] = o[c][lanes] * alpha + sum_j weights[j][lanes] * rows[j][c], c < columns
@@ -88,7 +89,7 @@ ATTN_INLINE void accumulate_row_tile(const A* ATTN_RESTRICT weights, int ld, con
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) a[r][v] = load(o + r * ld_o + v * kLanes<A>);
+    for (int v = 0; v < NV; ++v) a[r][v] = Vec<A>{};
 #pragma GCC unroll 1
   for (int j = 0; j < n; ++j) {
     Vec<A> x[NV];
@@ -104,7 +105,10 @@ ATTN_INLINE void accumulate_row_tile(const A* ATTN_RESTRICT weights, int ld, con
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) store(o + r * ld_o + v * kLanes<A>, a[r][v]);
+    for (int v = 0; v < NV; ++v) {
+      A* at = o + r * ld_o + v * kLanes<A>;
+      store(at, load(at) + a[r][v]);
+    }
 }
 
 // o[i][c] += sum_j weights[i][j] * rows[j][c] for i < m, j < n and `columns`, a multiple of the vector, c
