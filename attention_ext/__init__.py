@@ -1,8 +1,26 @@
 """Fused attention for PyTorch: every mask, bias and head layout, forward and backward, in linear memory."""
 
-from . import masks
-from ._warnings import UnfusedWarning
-from .functional import attention
+import torch  # noqa: F401  its libraries, which ours need, are found by being loaded
 
-__all__ = ["UnfusedWarning", "attention", "masks"]
-__version__ = "0.1.0"
+from . import functional, integrations, masks, nn, reference
+from ._build_info import build_info
+from ._C import build as _build
+from ._warnings import UnfusedWarning
+from .functional import attention, merge_attention_states, scaled_dot_product_attention
+from .nn import MultiheadAttention, replace_attention
+
+__all__ = [
+    "MultiheadAttention",
+    "UnfusedWarning",
+    "attention",
+    "build_info",
+    "functional",
+    "integrations",
+    "masks",
+    "merge_attention_states",
+    "nn",
+    "reference",
+    "replace_attention",
+    "scaled_dot_product_attention",
+]
+__version__ = _build()["version"]

@@ -1,4 +1,4 @@
-"""Argument checks. Each raises before anything is computed and names the argument, what was expected and what came.
+"""Argument checks: each message names the argument, what was expected and what came.
 
 TypeError: not a tensor, mask or number, or a wrong dtype. ValueError: everything else.
 """
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_STRIDED = torch.strided
 
 
 def check_tensors(query: Any, key: Any, value: Any) -> None:
@@ -19,14 +20,15 @@ def check_tensors(query: Any, key: Any, value: Any) -> None:
     check_tensor("query", query)
     check_tensor("key", key)
     check_tensor("value", value)
-    if not query.device == key.device == value.device:
+    device = query.device
+    if key.device != device or value.device != device:
         check_device("key", key, query)
         check_device("value", value, query)
 
 
 def check_qkv(query: Tensor, key: Tensor, value: Tensor) -> tuple[int, int, int, int]:
-    """Dtypes and sizes of query (B, Hq, Lq, D), key (B, Hkv, Lk, D) and value (B, Hkv, Lk, Dv), without the leading
-    dimensions where they have fewer. Returns (B, Hq, Lq, Lk)."""
+    """Dtypes and sizes of query (B, Hq, Lq, D), key (B, Hkv, Lk, D) and value (B, Hkv, Lk, Dv); all three may
+    lack B, or B and H. Returns (B, Hq, Lq, Lk)."""
     dtype = query.dtype
     if dtype not in _FLOATS:
         raise TypeError(f"query: expected dtype float32, float64, bfloat16 or float16, got {dtype}")
@@ -54,7 +56,9 @@ def check_qkv(query: Tensor, key: Tensor, value: Tensor) -> tuple[int, int, int,
     if Bk != B:
         raise ValueError(f"key: expected the batch size of query, {B}, got shape {_shape(key)}")
     if Hkv == 0 or Hq % Hkv != 0:
-        raise ValueError(f"key: expected a number of heads that divides query's {Hq}, got shape {_shape(key)}")
+        raise ValueError(
+            f"key: expected a number of heads that divides query's {Hq}, got shape {_shape(key)}"
+        )
     if Dk != D:
         raise ValueError(f"key: expected the head dimension of query, {D}, got shape {_shape(key)}")
     if Bv != B:
@@ -71,9 +75,13 @@ def check_bias(bias: Any, query: Tensor, B: int, Hq: int, Lq: int, Lk: int) -> N
     check_device("bias", bias, query)
     if bias.dtype not in (query.dtype, torch.float32):
         hint = "; a bool mask is mask=attention_ext.masks.Dense(tensor)" if bias.dtype == torch.bool else ""
-        raise TypeError(f"bias: expected the dtype of query, {query.dtype}, or float32, got {bias.dtype}{hint}")
+        raise TypeError(
+            f"bias: expected the dtype of query, {query.dtype}, or float32, got {bias.dtype}{hint}"
+        )
     full = (B, Hq, Lq, Lk)[4 - bias.dim() :] if bias.dim() <= 4 else ()
-    if len(full) != bias.dim() or any(got != 1 and got != size for got, size in zip(bias.shape, full, strict=True)):
+    if len(full) != bias.dim() or any(
+        got != 1 and got != size for got, size in zip(bias.shape, full, strict=True)
+    ):
         expected = f"(B, Hq, Lq, Lk) = ({B}, {Hq}, {Lq}, {Lk})"
         raise ValueError(f"bias: expected a shape that broadcasts to {expected}, got {_shape(bias)}")
 
@@ -96,9 +104,8 @@ def check_alibi_slopes(slopes: Any, query: Tensor, B: int, Hq: int) -> None:
 def check_mask(mask: Any, mask_type: type) -> None:
     if not isinstance(mask, mask_type):
         hint = "; a bool tensor, True = attend, is mask=attention_ext.masks.Dense(tensor)"
-        raise TypeError(
-            f"mask: expected one of attention_ext.masks or None, got {_type(mask)}{hint if isinstance(mask, Tensor) else ''}"
-        )
+        hint = hint if isinstance(mask, Tensor) else ""
+        raise TypeError(f"mask: expected one of attention_ext.masks or None, got {_type(mask)}{hint}")
 
 
 def check_scale(scale: Any) -> None:
@@ -114,6 +121,8 @@ def check_softcap(softcap: Any) -> None:
 
 
 def check_dropout_p(dropout_p: Any) -> None:
+    if dropout_p == 0.0 and type(dropout_p) is float:  # nearly always
+        return
     _check_number("dropout_p", "a number from 0 to 1", dropout_p)
     if not 0 <= dropout_p <= 1:
         raise ValueError(f"dropout_p: expected a number from 0 to 1, got {dropout_p}")
@@ -135,10 +144,9 @@ def check_dropout_seed(seed: Any, query: Tensor) -> None:
 def check_tensor(name: str, t: Any) -> None:
     if not isinstance(t, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {_type(t)}")
-    if t.layout is not torch.strided:
-        raise ValueError(f"{name}: expected a strided tensor, got layout {t.layout}")
-    if t.is_nested:
-        raise ValueError(f"{name}: expected a strided tensor, got a nested one")
+    if t.layout is not _STRIDED or t.is_nested:
+        kind = "a nested one" if t.is_nested else f"layout {t.layout}"
+        raise ValueError(f"{name}: expected a strided tensor, got {kind}")
 
 
 def check_device(name: str, t: Tensor, query: Tensor) -> None:

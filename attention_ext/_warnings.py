@@ -15,8 +15,8 @@ def warn_unfused(op: str) -> None:
     if op in _warned:
         return
     warnings.warn(
-        f"attention_ext.{op}: this derivative (forward mode or beyond first order) is computed with an unfused"
-        " formula that holds the Lq x Lk matrix in memory",
+        f"attention_ext.{op}: forward mode and derivatives beyond the first order go through an unfused"
+        " formula, which holds the Lq x Lk matrix in memory",
         UnfusedWarning,
         stacklevel=3,
     )

@@ -1,14 +1,15 @@
-"""The attention op: autograd, and the front door that chooses a route. A call goes
+"""The attention op: autograd, and the front door that chooses a route.
 
-    functional.attention -> attention_op -> library.forward (C++)           no gradient wanted
-                                         -> _Attention                      gradient: library.forward, library.backward
-                                         -> _AttentionTransformed           the same inside torch.func transforms
-                                         -> unfused.attention               forward-mode differentiation
-                                         -> library.attention               torch.compile, torch.export: one node
+    functional.attention -> attention_op
+        -> library.forward          the C++ kernel, where no gradient is wanted
+        -> _Attention               reverse mode: library.forward, then library.backward
+        -> _AttentionTransformed    the same inside torch.func transforms
+        -> attention_unfused        forward mode
+        -> library.attention        torch.compile and torch.export: one node in the graph
 
-Arguments travel in the order of `attention_schema.Call`. In a compiled or exported graph, and when called directly,
-the public op `library.attention` finds its route in `_attention_autograd`, its Autograd kernel. It is not made by
-torch.library.register_autograd, which answers forward mode with zeros and torch.func.grad with an error.
+Arguments travel in the order of `attention_schema.Call`. Where the public op `library.attention` is called, by a
+graph or directly, its Autograd kernel `_attention_autograd` chooses the route: one that register_autograd of
+torch.library makes would answer forward mode with zeros and torch.func.grad with an error.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..masks import LoweredMask
 from . import attention_schema, attention_unfused, attention_vmap, library
 from .attention_schema import DIFFERENTIABLE, BackwardCall, Call, default_scale
 from .transforms import after_autograd, below_autograd, forward_mode_active, transforms_active
@@ -25,22 +27,45 @@ from .transforms import after_autograd, below_autograd, forward_mode_active, tra
 _NO_GRADIENTS = (None,) * len(Call._fields)
 
 
-def attention_op(*args: Any) -> tuple[Tensor, Tensor]:
-    """(out, lse) for the arguments of `Call`, already checked; any derivative of it is right."""
-    if torch.compiler.is_compiling():
-        return library.attention(*args)
+def attention_op(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: LoweredMask,
+    bias: Tensor | None,
+    sinks: Tensor | None,
+    alibi_slopes: Tensor | None,
+    scale: float | None,
+    softcap: float,
+    dropout_p: float,
+    dropout_seed: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """(out, lse) for arguments that are checked already; any derivative of it is right."""
+    if torch.compiler.is_compiling():  # scale stays None, so that D can be symbolic
+        return library.attention(
+            query, key, value, *mask, bias, sinks, alibi_slopes, scale, softcap, dropout_p, dropout_seed
+        )
+    if scale is None:
+        scale = default_scale(query)
+    args = (query, key, value, *mask, bias, sinks, alibi_slopes, scale, softcap, dropout_p, dropout_seed)
     if forward_mode_active():
         return attention_unfused.attention(Call(*args))
     if transforms_active():
         return _AttentionTransformed.apply(*args)
-    if torch.is_grad_enabled() and _any_requires_grad(args):
+    if torch.is_grad_enabled() and _requires_grad(query, key, value, bias, sinks, alibi_slopes):
         return _Attention.apply(*args)
     with below_autograd():
         return library.forward(*args)
 
 
-def _any_requires_grad(args: tuple[Any, ...]) -> bool:
-    query, key, value, *_, bias, sinks, slopes, _, _, _, _ = args
+def _requires_grad(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None,
+    sinks: Tensor | None,
+    slopes: Tensor | None,
+) -> bool:
     return (
         query.requires_grad
         or key.requires_grad
@@ -53,15 +78,21 @@ def _any_requires_grad(args: tuple[Any, ...]) -> bool:
 
 def _save(ctx: Any, args: tuple[Any, ...], out: Tensor, lse: Tensor) -> None:
     query, key, value, band, offset, lengths, bits, bounds, table, bias, sinks, slopes, *numbers, seed = args
-    ctx.save_for_backward(query, key, value, out, lse, offset, lengths, bits, bounds, bias, sinks, slopes, seed, *table)
+    ctx.save_for_backward(
+        query, key, value, out, lse, offset, lengths, bits, bounds, bias, sinks, slopes, seed, *table
+    )
     ctx.numbers = band, *numbers
     ctx.set_materialize_grads(False)
 
 
-def _attention_backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
+def _attention_backward(
+    ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None
+) -> tuple[Tensor | None, ...]:
     if grad_out is None and grad_lse is None:
         return _NO_GRADIENTS
-    query, key, value, out, lse, offset, lengths, bits, bounds, bias, sinks, slopes, seed, *table = ctx.saved_tensors
+    query, key, value, out, lse, offset, lengths, bits, bounds, bias, sinks, slopes, seed, *table = (
+        ctx.saved_tensors
+    )
     band, scale, softcap, dropout_p = ctx.numbers
     wants = ctx.needs_input_grad
     args = BackwardCall(
@@ -76,7 +107,9 @@ def _attention_backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | No
     else:
         with below_autograd():
             grads = library.backward(*args)
-    dq, dk, dv, dbias, dsinks, dslopes = (g if need else None for g, need in zip(grads, args.needs, strict=True))
+    dq, dk, dv, dbias, dsinks, dslopes = (
+        g if need else None for g, need in zip(grads, args.needs, strict=True)
+    )
     return dq, dk, dv, None, None, None, None, None, None, dbias, dsinks, dslopes, None, None, None, None
 
 
@@ -130,7 +163,9 @@ class _AttentionBackward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         saved = iter(ctx.saved_tensors)
-        call = BackwardCall(*(next(saved) if t else x for t, x in zip(ctx.is_tensor, ctx.others, strict=True)))
+        call = BackwardCall(
+            *(next(saved) if t else x for t, x in zip(ctx.is_tensor, ctx.others, strict=True))
+        )
         call = call._replace(block_table=list(saved))
         names = [
             name
@@ -145,37 +180,48 @@ class _AttentionBackward(torch.autograd.Function):
         return attention_vmap.backward_rule(_AttentionBackward.apply)(info, in_dims, *args)
 
 
-def _attention_autograd(keyset: torch._C.DispatchKeySet, *args: Any) -> tuple[Tensor, Tensor]:
+def _attention_autograd(keyset: Any, *args: Any) -> tuple[Tensor, Tensor]:
+    """The public op's Autograd kernel."""
+    call = Call(*args)
+    if call.scale is None:
+        call = call._replace(scale=default_scale(call.query))
     if transforms_active() or forward_mode_active():
-        return attention_unfused.attention(Call(*args))
-    if torch.is_grad_enabled() and _any_requires_grad(args):
-        call = Call(*args)
-        scale = default_scale(call.query) if call.scale is None else call.scale
-        return _Attention.apply(*call._replace(scale=scale))
+        return attention_unfused.attention(call)
+    if torch.is_grad_enabled() and _requires_grad(*(getattr(call, name) for name in DIFFERENTIABLE)):
+        return _Attention.apply(*call)
     with below_autograd():
         return library.attention.redispatch(after_autograd(keyset), *args)
 
 
-def _raises_when_differentiated(op: torch._ops.OpOverload) -> Any:
-    """The Autograd kernel of a raw op: without it torch.func and forward mode would see zeros."""
+def _raises_when_differentiated(op: Any) -> Any:
+    """The Autograd kernel of a raw op: by itself the dispatcher would let its derivative be zero."""
 
-    def kernel(keyset: torch._C.DispatchKeySet, *args: Any) -> Any:
-        if transforms_active() or (forward_mode_active() and _any_tangent(args)):
+    def kernel(keyset: Any, *args: Any) -> Any:
+        if _asks_for_derivative(args):
             raise RuntimeError(f"{op}: a raw op has no derivative; call attention_ext.attention")
-        with below_autograd():  # where an input requires grad, the C++ kernel raises
+        with below_autograd():
             return op.redispatch(after_autograd(keyset), *args)
 
     return kernel
 
 
-def _any_tangent(args: tuple[Any, ...]) -> bool:
+def _asks_for_derivative(args: tuple[Any, ...]) -> bool:
+    tensors = [x for x in args if isinstance(x, Tensor)]
     unpack = torch.autograd.forward_ad.unpack_dual
-    return any(isinstance(x, Tensor) and unpack(x).tangent is not None for x in args)
+    return (
+        transforms_active()
+        or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+        or (forward_mode_active() and any(unpack(t).tangent is not None for t in tensors))
+    )
 
 
 _registrations = torch.library.Library("attention_ext", "IMPL")
 _registrations.impl("attention", _attention_autograd, "Autograd", with_keyset=True)
-_registrations.impl("_attention_forward", _raises_when_differentiated(library.forward), "Autograd", with_keyset=True)
-_registrations.impl("_attention_backward", _raises_when_differentiated(library.backward), "Autograd", with_keyset=True)
+_registrations.impl(
+    "_attention_forward", _raises_when_differentiated(library.forward), "Autograd", with_keyset=True
+)
+_registrations.impl(
+    "_attention_backward", _raises_when_differentiated(library.backward), "Autograd", with_keyset=True
+)
 attention_schema.register()
 attention_vmap.register()

@@ -10,7 +10,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-DIFFERENTIABLE = ("query", "key", "value", "bias", "sinks", "alibi_slopes")  # the order of the backward's outputs
+DIFFERENTIABLE = (
+    "query",
+    "key",
+    "value",
+    "bias",
+    "sinks",
+    "alibi_slopes",
+)  # the order of the backward's outputs
 
 
 class Call(NamedTuple):
@@ -35,7 +42,7 @@ class Call(NamedTuple):
 
 
 class BackwardCall(NamedTuple):
-    """Arguments of `_attention_backward`: a Call with its results, their gradients, and which gradients to make."""
+    """Arguments of `_attention_backward`: a Call, its results and their gradients, what to make."""
 
     grad_out: Tensor
     grad_lse: Tensor | None
@@ -67,6 +74,11 @@ def default_scale(query: Tensor) -> float:
     return query.shape[-1] ** -0.5
 
 
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """What the kernels compute in; also the dtype of lse."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def _empty_like(t: Tensor, size: tuple[int, int, int, int]) -> Tensor:
     """A dense tensor in t's memory order of heads and rows: the layout rule of the kernels' outputs."""
     B, H, L, D = size
@@ -78,9 +90,8 @@ def _empty_like(t: Tensor, size: tuple[int, int, int, int]) -> Tensor:
 def _fake_forward(*args: object) -> tuple[Tensor, Tensor]:
     call = Call(*args)
     query, value = call.query, call.value
-    accumulator = torch.float64 if query.dtype == torch.float64 else torch.float32
     out = _empty_like(query, (*query.shape[:3], value.shape[3]))
-    return out, query.new_empty(query.shape[:3], dtype=accumulator)
+    return out, query.new_empty(query.shape[:3], dtype=accumulator(query.dtype))
 
 
 def _fake_backward(*args: object) -> tuple[Tensor, ...]:

@@ -1,4 +1,4 @@
-"""What the kernels do not differentiate: forward mode and every order beyond the first, through the plain formula.
+"""Forward mode and every order beyond the first, which the kernels do not do: through the plain formula.
 
 Memory grows with Lq·Lk. Everything here is made of differentiable torch ops, so it can be differentiated and
 batched any number of times.
@@ -6,12 +6,15 @@ batched any number of times.
 
 from __future__ import annotations
 
+from functools import reduce
+from operator import and_
+
 import torch
 from torch import Tensor
 
-
+from .. import reference
 from .._warnings import warn_unfused
-from .attention_schema import DIFFERENTIABLE, BackwardCall, Call, default_scale
+from .attention_schema import DIFFERENTIABLE, BackwardCall, Call, accumulator
 
 Gradients = tuple[Tensor | None, ...]
 
@@ -19,14 +22,18 @@ Gradients = tuple[Tensor | None, ...]
 def attention(call: Call) -> tuple[Tensor, Tensor]:
     """(out, lse) of the call."""
     warn_unfused("attention")
-    scale = default_scale(call.query) if call.scale is None else call.scale
-    return reference.attention(
+    dtype = call.query.dtype
+    inputs = {
+        name: t.to(accumulator(dtype)) for name in DIFFERENTIABLE if (t := getattr(call, name)) is not None
+    }
+    call = call._replace(**inputs)
+    out, lse = reference.attention(
         call.query,
         call.key,
         call.value,
-        mask=_LoweredMask(call),
+        mask=_allowed(call),
         bias=call.bias,
-        scale=scale,
+        scale=call.scale,
         softcap=call.softcap,
         sinks=call.sinks,
         alibi_slopes=call.alibi_slopes,
@@ -34,6 +41,27 @@ def attention(call: Call) -> tuple[Tensor, Tensor]:
         dropout_seed=call.dropout_seed,
         return_lse=True,
     )
+    return out.to(dtype), lse
+
+
+def _allowed(call: Call) -> Tensor | None:
+    """The lowered mask as a bool tensor that broadcasts to (B, Hq, Lq, Lk)."""
+    if list(call.band[2:]) not in ([], [1, 0, 0, 0]) or call.row_bounds is not None or call.block_table:
+        raise ValueError("attention: this derivative does not know the reserved parts of the mask")
+    i = torch.arange(call.query.shape[2], device=call.query.device)[:, None]
+    j = torch.arange(call.key.shape[2], device=call.query.device)
+    parts = []
+    if call.band:
+        distance = (j - i)[None, None]
+        if call.band_offset is not None:
+            distance = distance - call.band_offset[:, None, None, None]
+        parts.append((distance >= call.band[0]) & (distance <= call.band[1]))
+    if call.key_lengths is not None:
+        parts.append(j < call.key_lengths[:, None, None, None])
+    if call.mask_bits is not None:
+        words = call.mask_bits.index_select(-1, j // 64)
+        parts.append((words >> (j % 64)) & 1 == 1)
+    return reduce(and_, parts) if parts else None
 
 
 def gradients(call: BackwardCall) -> Gradients:

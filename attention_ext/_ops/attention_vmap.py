@@ -1,7 +1,7 @@
-"""Batching rules: torch.func.vmap of the attention ops is one call, the vmapped dimension folded into the batch.
+"""Batching rules: torch.func.vmap of an attention op is one call, the vmapped dimension folded into the batch.
 
-Where a sample must not see its place in the batch (dropout counts from its own row) or an argument has no batch
-dimension to fold into (sinks), the samples go one by one.
+Where a sample must not see its place in the batch (dropout counts from its own row), or an argument has no
+batch dimension to fold into (sinks), the samples go one by one.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from . import library
 from .attention_schema import DIFFERENTIABLE, BackwardCall, Call
+from .transforms import schema_of
 
 _BROADCAST = ("mask_bits", "bias")  # dimension 0 is B or 1; alibi_slopes is (Hq,) or (B, Hq)
 _SHARED = ("sinks", "dropout_seed")  # no batch dimension
@@ -40,7 +41,9 @@ def backward_rule(op: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Any]:
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
         call, dims, size = BackwardCall(*args), BackwardCall(*in_dims), info.batch_size
         wanted = [
-            name for name, need in zip(DIFFERENTIABLE, call.needs, strict=True) if need and getattr(call, name) is not None
+            name
+            for name, need in zip(DIFFERENTIABLE, call.needs, strict=True)
+            if need and getattr(call, name) is not None
         ]
         if _goes_one_by_one(call, dims) or "sinks" in wanted:
             return _one_by_one(op, call, dims, size)
@@ -101,8 +104,33 @@ def _pack_mask_bits_rule(info: Any, in_dims: tuple[Any, ...], keep: Tensor) -> A
     return library.pack_mask_bits(keep.movedim(in_dims[0], 0)), 0
 
 
+def _register_for_batched_gradients() -> None:
+    """torch.autograd.grad(is_grads_batched=True), and all that builds on it, uses torch's first vmap.
+
+    It loops over the samples of any op but for those that take a list of tensors: so a twin without the list.
+    """
+    name, table = "_attention_backward_without_table", BackwardCall._fields.index("block_table")
+    schema = schema_of(library.backward).replace("Tensor[] block_table, ", "")
+    _library.define(name + schema[schema.index("(") :])
+    twin = getattr(torch.ops.attention_ext, name)
+
+    def batched(*args: Any) -> tuple[Tensor, ...]:
+        if args[table]:
+            raise NotImplementedError("attention: batched gradients with a block table")
+        return twin(*args[:table], *args[table + 1 :])
+
+    _library.impl(
+        name, lambda *args: library.backward(*args[:table], [], *args[table:]), "CompositeExplicitAutograd"
+    )
+    _library.impl("_attention_backward", batched, "Batched")
+
+
+_library = torch.library.Library("attention_ext", "FRAGMENT")
+
+
 def register() -> None:
     torch.library.register_vmap("attention_ext::_attention_forward", forward_rule(library.forward))
     torch.library.register_vmap("attention_ext::attention", forward_rule(library.attention))
     torch.library.register_vmap("attention_ext::_attention_backward", backward_rule(library.backward))
     torch.library.register_vmap("attention_ext::_pack_mask_bits", _pack_mask_bits_rule)
+    _register_for_batched_gradients()

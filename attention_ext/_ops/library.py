@@ -6,7 +6,9 @@ import torch
 
 _PATH = Path(__file__).parent.parent / "libattention_ext.so"
 if not _PATH.exists():
-    raise ImportError(f"attention_ext was not built: {_PATH} is missing (run `pip install .` in the source tree)")
+    raise ImportError(
+        f"attention_ext was not built: {_PATH} is missing (run `pip install .` in the source tree)"
+    )
 torch.ops.load_library(str(_PATH))
 
 _ops = torch.ops.attention_ext

@@ -5,15 +5,16 @@ tests/test_private_torch.py holds a canary for each.
 """
 
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch.autograd import forward_ad
 
 
 def transforms_active() -> bool:
-    """Is a torch.func transform running? Inside an Autograd kernel: is it one that differentiates?
+    """Is a torch.func transform running? In an Autograd kernel: is one running that differentiates?
 
-    (The dispatcher shows an Autograd kernel the transforms that differentiate; those that only batch are done by then.)
+    The dispatcher is done with those that only batch when it comes to an Autograd kernel.
     """
     try:
         return torch._C._are_functorch_transforms_active()
@@ -37,12 +38,20 @@ def below_autograd() -> AbstractContextManager[None]:
         raise _missing("torch._C._AutoDispatchBelowAutograd") from error
 
 
-def after_autograd(keyset: torch._C.DispatchKeySet) -> torch._C.DispatchKeySet:
+def after_autograd(keyset: Any) -> Any:
     """The dispatch keys that come after Autograd."""
     try:
         return keyset & torch._C._after_autograd_keyset
     except AttributeError as error:
         raise _missing("torch._C._after_autograd_keyset") from error
+
+
+def schema_of(op: Any) -> str:
+    """An op's schema, as it is written."""
+    try:
+        return str(op._schema)
+    except AttributeError as error:
+        raise _missing("OpOverload._schema") from error
 
 
 def _missing(name: str) -> RuntimeError:
