@@ -29,7 +29,7 @@ os.chdir(ROOT)
 # The oldest torch whose stable ABI has everything the operators use; as in pyproject.toml.
 TORCH_TARGET_VERSION = "0x020a000000000000"
 FLAGS = ["-O3", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-g0"]
-# g++'s false alarms: vectors as arguments (of functions that are always inlined), and its own AVX-512 headers.
+# g++'s false alarms: vectors as arguments (of functions that are always inlined), and its AVX-512 headers.
 FLAGS += ["-Wno-psabi", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]
 # Messages quote __FILE__: without the folder of the machine that built them.
 FLAGS += [f"-ffile-prefix-map={folder}/=" for folder in (ROOT, Path(torch.__file__).parent.parent)]
@@ -122,7 +122,7 @@ def project_version() -> str:
 cuda_sources = sorted(glob("csrc/cuda/**/*.cu", recursive=True))
 with_cuda, cuda_line = cuda_status(cuda_sources)
 print(f"attention_ext: CUDA {cuda_line}", file=sys.stderr)
-if with_cuda and not os.environ.get("TORCH_CUDA_ARCH_LIST"):  # torch fails without it and without a GPU to ask
+if with_cuda and not os.environ.get("TORCH_CUDA_ARCH_LIST"):  # torch fails without it or a GPU to ask
     os.environ["TORCH_CUDA_ARCH_LIST"] = "8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 os.environ.setdefault("MAX_JOBS", str(len(os.sched_getaffinity(0))))
 
