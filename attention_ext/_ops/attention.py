@@ -7,9 +7,9 @@
         -> attention_unfused        forward mode
         -> library.attention        torch.compile and torch.export: one node in the graph
 
-Arguments travel in the order of `attention_schema.Call`. Where the public op `library.attention` is called, by a
-graph or directly, its Autograd kernel `_attention_autograd` chooses the route: one that register_autograd of
-torch.library makes would answer forward mode with zeros and torch.func.grad with an error.
+Arguments travel in the order of `attention_schema.Call`. Where the public op is called, by a graph or
+directly, its Autograd kernel `_attention_autograd` takes the route: what register_autograd of torch.library
+makes would answer forward mode with zeros and torch.func.grad with an error.
 """
 
 from __future__ import annotations
@@ -23,8 +23,6 @@ from ..masks import LoweredMask
 from . import attention_schema, attention_unfused, attention_vmap, library
 from .attention_schema import DIFFERENTIABLE, BackwardCall, Call, default_scale
 from .transforms import after_autograd, below_autograd, forward_mode_active, transforms_active
-
-_NO_GRADIENTS = (None,) * len(Call._fields)
 
 
 def attention_op(
@@ -81,36 +79,34 @@ def _save(ctx: Any, args: tuple[Any, ...], out: Tensor, lse: Tensor) -> None:
     ctx.save_for_backward(
         query, key, value, out, lse, offset, lengths, bits, bounds, bias, sinks, slopes, seed, *table
     )
-    ctx.numbers = band, *numbers
+    ctx.others = band, *numbers
     ctx.set_materialize_grads(False)
 
 
-def _attention_backward(
-    ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None
-) -> tuple[Tensor | None, ...]:
+def _attention_backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> Any:
     if grad_out is None and grad_lse is None:
-        return _NO_GRADIENTS
+        return (None,) * len(Call._fields)
     query, key, value, out, lse, offset, lengths, bits, bounds, bias, sinks, slopes, seed, *table = (
         ctx.saved_tensors
     )
-    band, scale, softcap, dropout_p = ctx.numbers
+    band, scale, softcap, dropout_p = ctx.others
+    if grad_out is None:
+        grad_out = torch.zeros_like(out)
     wants = ctx.needs_input_grad
-    args = BackwardCall(
-        torch.zeros_like(out) if grad_out is None else grad_out,
-        grad_lse, query, key, value, out, lse, band, offset, lengths, bits, bounds, table,
-        bias, sinks, slopes, scale, softcap, dropout_p, seed, [*wants[:3], *wants[9:12]],
+    needs = [*wants[:3], *wants[9:12]]  # those of DIFFERENTIABLE
+    args = (
+        grad_out, grad_lse, query, key, value, out, lse, band, offset, lengths, bits, bounds, table,
+        bias, sinks, slopes, scale, softcap, dropout_p, seed, needs,
     )  # fmt: skip
     if forward_mode_active():  # a dual level entered after the forward
-        grads = attention_unfused.gradients(args)
+        grads = attention_unfused.gradients(BackwardCall(*args))
     elif torch.is_grad_enabled() or transforms_active():  # create_graph=True, or inside torch.func
         grads = _AttentionBackward.apply(*args)
     else:
         with below_autograd():
             grads = library.backward(*args)
-    dq, dk, dv, dbias, dsinks, dslopes = (
-        g if need else None for g, need in zip(grads, args.needs, strict=True)
-    )
-    return dq, dk, dv, None, None, None, None, None, None, dbias, dsinks, dslopes, None, None, None, None
+    grads = [grad if need else None for grad, need in zip(grads, needs, strict=True)]
+    return (*grads[:3], *(None,) * 6, *grads[3:], *(None,) * 4)
 
 
 class _Attention(torch.autograd.Function):
@@ -145,6 +141,9 @@ class _AttentionTransformed(torch.autograd.Function):
         return attention_vmap.forward_rule(_AttentionTransformed.apply)(info, in_dims, *args)
 
 
+_SAVED = object()  # stands for a tensor that ctx keeps
+
+
 class _AttentionBackward(torch.autograd.Function):
     """The fused backward where its own derivative may be asked for; that one is unfused."""
 
@@ -155,18 +154,13 @@ class _AttentionBackward(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        call = BackwardCall(*inputs)
-        ctx.is_tensor = [isinstance(x, Tensor) for x in call]
-        ctx.save_for_backward(*(x for x in call if isinstance(x, Tensor)), *call.block_table)
-        ctx.others = [None if isinstance(x, Tensor) else x for x in call]
+        ctx.save_for_backward(*(x for x in inputs if isinstance(x, Tensor)))
+        ctx.inputs = [_SAVED if isinstance(x, Tensor) else x for x in inputs]
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         saved = iter(ctx.saved_tensors)
-        call = BackwardCall(
-            *(next(saved) if t else x for t, x in zip(ctx.is_tensor, ctx.others, strict=True))
-        )
-        call = call._replace(block_table=list(saved))
+        call = BackwardCall(*(next(saved) if x is _SAVED else x for x in ctx.inputs))
         names = [
             name
             for name, need in zip(BackwardCall._fields, ctx.needs_input_grad, strict=True)

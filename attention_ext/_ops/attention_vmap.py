@@ -1,4 +1,4 @@
-"""Batching rules: torch.func.vmap of an attention op is one call, the vmapped dimension folded into the batch.
+"""Batching rules: torch.func.vmap of an attention op is one call, its dimension folded into the batch.
 
 Where a sample must not see its place in the batch (dropout counts from its own row), or an argument has no
 batch dimension to fold into (sinks), the samples go one by one.
