@@ -17,6 +17,11 @@ import attention_ext as ax
 N, L, S, E, H = 3, 6, 5, 8, 2
 
 
+@pytest.fixture(autouse=True)
+def one_thread(num_threads):
+    num_threads(1)  # the tensors are tiny: more would only wait for each other
+
+
 class CountAttention(TorchDispatchMode):
     """Counts the calls of our operator, and of the torch ops that would go round it."""
 
@@ -115,6 +120,7 @@ def test_gradients_in_an_encoder(training):
         assert_close(got, expected)
 
 
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor")
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("batch_first", [True, False])
 def test_decoder_layer_and_whole_transformer(batch_first, training):

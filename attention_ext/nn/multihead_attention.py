@@ -17,9 +17,12 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
     A subclass of :class:`torch.nn.MultiheadAttention`: the same constructor, the same ``forward`` arguments,
     the same ``state_dict`` keys in the same order, the same initial weights for the same seed. Masks keep
     torch's meaning: in a bool mask ``True`` means *masked out*; a float mask is added to the scores and gets
-    a gradient when it requires one. With ``need_weights=False`` no L×S tensor is made that isn't an argument
-    already, with one exception: the sum of a float ``attn_mask`` and a float ``key_padding_mask`` that holds
-    more than 0 and -inf (one per batch row; torch makes one per head).
+    a gradient when it requires one.
+
+    With ``need_weights=False`` no memory grows with L·S beyond that of the masks given, with one exception:
+    the sum of a float ``attn_mask`` and a float ``key_padding_mask`` that holds more than 0 and -inf (one per
+    batch row; torch makes one per head). ``need_weights=True``, torch's default, costs the L·S weights, and
+    in training with dropout a second, slow evaluation of its draws.
 
     What differs from torch:
 
@@ -43,7 +46,8 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
     - There is no separate path for eval ("fast path"), and nested tensors are not served. In an
       ``nn.TransformerEncoderLayer`` or ``nn.TransformerEncoder`` put together by hand, torch's own fast path
       goes round this class in eval: :func:`attention_ext.replace_attention` switches it off.
-    - ``torch.jit.script`` is not supported; ``torch.compile`` and ``torch.export`` are.
+    - ``torch.jit.script`` is not supported; ``torch.compile`` and ``torch.export`` are. For
+      ``torch.fx.symbolic_trace`` it is not one of torch's own leaf modules.
     - With ``batch_first=True`` the output is contiguous.
 
     Args:
