@@ -77,8 +77,9 @@ def _check(outs: list[Tensor], lses: list[Tensor]) -> None:
     if first.dim() < 2:
         raise ValueError(f"outs[0]: expected shape (..., Lq, Dv), got {tuple(first.shape)}")
     for n, (out, lse) in enumerate(zip(outs, lses, strict=True)):
-        _checks.check_device(f"outs[{n}]", out, first)
-        _checks.check_device(f"lses[{n}]", lse, first)
+        for name, t in ((f"outs[{n}]", out), (f"lses[{n}]", lse)):
+            if t.device != first.device:
+                raise ValueError(f"{name}: expected the device of outs[0], {first.device}, got {t.device}")
         if out.dtype != first.dtype:
             raise TypeError(f"outs[{n}]: expected the dtype of outs[0], {first.dtype}, got {out.dtype}")
         if lse.dtype not in (lse_dtype, torch.float64):

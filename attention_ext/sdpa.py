@@ -67,6 +67,10 @@ def scaled_dot_product_attention(
     mask, bias = _CAUSAL if is_causal else None, None
     if attn_mask is not None:
         attn_mask = _folded_mask(attn_mask, (*leading, query.shape[-2], key.shape[-2]))
+    if heads == (0,):  # as an empty batch of one head: the operator has at least one
+        query, key, value = (t.expand(*leading, *t.shape[-2:]).unsqueeze(-3) for t in (query, key, value))
+        batch, heads, key_heads, attn_mask = leading, (1,), (1,), None
+    if attn_mask is not None:
         if attn_mask.dtype == torch.bool:
             mask = Dense(attn_mask)
         else:
@@ -80,7 +84,7 @@ def scaled_dot_product_attention(
         scale=scale,
         dropout_p=dropout_p,
     )
-    return out if len(leading) == 2 else out.reshape(*leading, *out.shape[-2:])
+    return out if len(leading) == 2 and len(batch) == 1 else out.reshape(*leading, *out.shape[-2:])
 
 
 def _leading(

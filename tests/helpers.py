@@ -116,7 +116,9 @@ FLOOR = {
 }
 
 
-def assert_close_to(actual: Tensor, exact: Tensor, plain: Tensor, name: str = "result") -> None:
+def assert_close_to(
+    actual: Tensor, exact: Tensor, plain: Tensor, name: str = "result", floor: float | None = None
+) -> None:
     """The error of actual is at most twice that of plain, plus a floor; both against exact, in float64.
 
     Where exact is NaN or infinite, actual has to be the same.
@@ -141,7 +143,8 @@ def assert_close_to(actual: Tensor, exact: Tensor, plain: Tensor, name: str = "r
     error = (actual64 - exact)[finite].abs()
     plain_error = (plain64 - exact)[finite].abs()
     assert bool(plain_error.isfinite().all()), f"{name}: plain PyTorch overflows here, so it measures nothing"
-    allowed = 2 * float(plain_error.max()) + FLOOR[actual.dtype] * max(float(exact[finite].abs().max()), 1e-3)
+    size = max(float(exact[finite].abs().max()), 0.01)  # of a gradient that cancels to 0, too
+    allowed = 2 * float(plain_error.max()) + (FLOOR[actual.dtype] if floor is None else floor) * size
     assert bool(error.isfinite().all()), (
         f"{name}: NaN or infinity where {exact[finite][~error.isfinite()][0]} is due"
     )
@@ -153,6 +156,7 @@ def assert_matches(
     *tensors: Tensor,
     against: Callable[..., Any],
     grads: bool = True,
+    floor: float | None = None,
     cotangents: Sequence[Tensor | None] | None = None,
     **options: Any,
 ) -> None:
@@ -160,7 +164,7 @@ def assert_matches(
 
     The oracle is the formula on float64 copies of all floating tensors, in options too; the yardstick is the
     formula in the tensors' own dtypes. Floating tensors in options (bias, sinks) are inputs with a gradient.
-    cotangents: of the outputs, None = random (0 where an output is infinite).
+    floor: None = FLOOR. cotangents: of the outputs, None = random (0 where an output is infinite).
     """
     names = [*(f"argument {n}" for n in range(len(tensors)))]
     if isinstance(op, type(lambda: 0)):
@@ -184,7 +188,7 @@ def assert_matches(
     plain, plain_in = run(against, leaves(None))
     for n, (a, e, p) in enumerate(zip(actual, exact, plain, strict=True)):
         assert a.dtype == p.dtype, f"output {n}: {a.dtype}, expected {p.dtype}"
-        assert_close_to(a, e, p, f"output {n}")
+        assert_close_to(a, e, p, f"output {n}", floor)
     if not grads:
         return
     if cotangents is None:
@@ -200,7 +204,7 @@ def assert_matches(
     found = [gradients(*pair) for pair in ((actual, actual_in), (exact, exact_in), (plain, plain_in))]
     for name, t, a, e, p in zip(names, inputs, *found, strict=True):
         assert a.dtype == t.dtype, f"gradient of {name}: {a.dtype}, expected {t.dtype}"
-        assert_close_to(a, e, p, f"gradient of {name}")
+        assert_close_to(a, e, p, f"gradient of {name}", floor)
 
 
 def _leaf(t: Tensor, dtype: torch.dtype | None, requires_grad: bool) -> Tensor:
