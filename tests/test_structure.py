@@ -1,6 +1,7 @@
 """The rules of the source tree: who may include whom, sizes, and what each operator must bring along."""
 
 import ast
+import os
 import re
 import shutil
 import subprocess
@@ -43,18 +44,12 @@ def includes(path: Path) -> Iterator[tuple[str, str]]:
 @cache
 def project_files() -> list[Path]:
     """The project's own text files: neither built nor installed ones."""
-    skip = {".git", ".venv", "build", "dist", "__pycache__", "demo_output"}
+    skip = {"build", "dist", "__pycache__", "demo_output"}
     files = []
-    for path in ROOT.rglob("*"):
-        parts = path.relative_to(ROOT).parts
-        hidden_cache = any(part.endswith(("_cache", ".egg-info")) for part in parts)
-        if (
-            path.is_file()
-            and not hidden_cache
-            and not skip & set(parts)
-            and path.suffix not in {".so", ".png"}
-        ):
-            files.append(path)
+    for folder, folders, names in os.walk(ROOT):
+        hidden = {f for f in folders if f.startswith(".") and f != ".ci"}
+        folders[:] = [f for f in folders if f not in skip | hidden and not f.endswith(".egg-info")]
+        files += [Path(folder, name) for name in names if not name.endswith((".so", ".png"))]
     return files
 
 
