@@ -49,7 +49,7 @@ def project_files() -> list[Path]:
     for folder, folders, names in os.walk(ROOT):
         hidden = {f for f in folders if f.startswith(".") and f != ".ci"}
         folders[:] = [f for f in folders if f not in skip | hidden and not f.endswith(".egg-info")]
-        files += [Path(folder, name) for name in names if not name.endswith((".so", ".png"))]
+        files += [Path(folder, n) for n in names if n != ".git" and not n.endswith((".so", ".png"))]
     return files
 
 
