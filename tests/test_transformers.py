@@ -106,8 +106,12 @@ class Calls(TorchDispatchMode):
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _registered():
+def _registered_and_on_one_thread():  # the models are too small for more
     integration.register()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
