@@ -105,11 +105,12 @@ class AttentionForward {
     tile.count = count;
     tile.vectors = (count + W - 1) / W;
     const char* rows[kTileLanes];
+    int64_t i = row / group, g = row % group;
     for (int lane = 0; lane < kTileLanes; ++lane) {
-      const int64_t r = row + min64(lane, count - 1);
-      tile.i[lane] = r / group;
-      tile.h[lane] = hkv_ * group + r % group;
-      rows[lane] = p_.query.at(b_, tile.h[lane], tile.i[lane]);
+      tile.i[lane] = i;
+      tile.h[lane] = hkv_ * group + g;
+      rows[lane] = p_.query.at(b_, tile.h[lane], i);
+      if (lane + 1 < count && ++g == group) g = 0, ++i;
     }
     tile.rows = {tile.i[0], tile.i[count - 1] + 1};
     tile.keys = p_.mask.key_range(b_, tile.rows);
@@ -118,14 +119,18 @@ class AttentionForward {
                   static_cast<A>(p_.score.scale * unit), tile.q, kTileLanes);
     memset(tile.o, 0, sizeof(A) * p_.Dv * kTileLanes);
     for (int lane = 0; lane < kTileLanes; ++lane) {
-      // A sink is a key of score `sink` and value 0 that came first.
-      const double sink = p_.sinks ? load_scalar(p_.sinks.at(0, tile.h[lane], 0), p_.sinks.dtype) : -INFINITY;
+      tile.m[lane] = -std::numeric_limits<A>::infinity();
+      tile.l[lane] = 0;
+    }
+    // A sink is a key of score `sink` and value 0 that came first.
+    for (int lane = 0; p_.sinks && lane < kTileLanes; ++lane) {
+      const double sink = load_scalar(p_.sinks.at(0, tile.h[lane], 0), p_.sinks.dtype);
       tile.m[lane] = static_cast<A>(sink * unit);
       tile.l[lane] = sink == -INFINITY ? 0 : 1;
-      if (p_.alibi_slopes)
-        tile.slope[lane] = static_cast<A>(
-            load_scalar(p_.alibi_slopes.at(b_, tile.h[lane], 0), p_.alibi_slopes.dtype));
     }
+    for (int lane = 0; p_.alibi_slopes && lane < kTileLanes; ++lane)
+      tile.slope[lane] =
+          static_cast<A>(load_scalar(p_.alibi_slopes.at(b_, tile.h[lane], 0), p_.alibi_slopes.dtype));
   }
 
   void visit_blocks(Range keys, int tiles) {
@@ -189,7 +194,10 @@ class AttentionForward {
     Vec<A> m[NV], alpha[NV];
     for (int x = 0; x < NV; ++x) m[x] = load(tile.m + x * W);
     multiply_keys<NV>(tile.q, k, ldk, n, m, plain);
-    if (!plain) adjust_scores<NV>(tile, keys, kind == Kind::kPartial, m);
+    if (natural_)
+      adjust_scores<NV>(tile, keys, kind == Kind::kPartial, m);
+    else if (kind == Kind::kPartial)
+      mask_scores<NV>(n, m);
     if (natural_)
       exponentiate<NV, true>(tile, n, m, alpha);
     else
@@ -222,6 +230,19 @@ class AttentionForward {
       for (int v = 0; v < NV; ++v)
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) m[v] = max<A>(m[v], s[r][v]);
+  }
+
+  // s <- -inf where masked; m <- max(m, s)
+  template <int NV>
+  void mask_scores(int n, Vec<A> (&m)[NV]) {
+    for (int j = 0; j < n; ++j)
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) {
+        A* at = scores_ + j * kTileLanes + v * W;
+        const Vec<A> s = select<A>(maps_->test(j, v), load(at), set1(-std::numeric_limits<A>::infinity()));
+        m[v] = max<A>(m[v], s);
+        store(at, s);
+      }
   }
 
   // s <- softcap(s) + bias - slope * |i' - j|, -inf where masked; m <- max(m, s)
