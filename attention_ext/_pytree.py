@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 # Private by its path, yet what torch.export's messages tell users to call; the public register_dataclass
-# makes every field a leaf. Canary: tests/test_masks.py exports with masks as arguments.
+# makes every field a leaf. Canary: tests/test_masks_in_graphs.py exports with masks as arguments.
 from torch.utils import _pytree
 
 T = TypeVar("T")

@@ -96,7 +96,9 @@ def _leading(
     if enable_gqa:
         shapes[1:] = [(*shape[:-1], own[0]) for shape in shapes[1:]]
     try:
-        leading = tuple(torch.broadcast_shapes(*shapes))
+        leading = shapes[0]
+        if not shapes[0] == shapes[1] == shapes[2]:
+            leading = tuple(torch.broadcast_shapes(*shapes))
     except RuntimeError:
         got = ", ".join(str(tuple(t.shape)) for t in (query, key, value))
         raise ValueError(
@@ -116,7 +118,8 @@ def _repeated(name: str, t: Tensor, query: Tensor) -> Tensor:
 
 def _folded(t: Tensor, batch: tuple[int, ...], heads: tuple[int, ...]) -> Tensor:
     """(B, H, L, D), of a tensor that broadcasts to (*batch, *heads, L, D)."""
-    t = t.expand(*batch, *heads, *t.shape[-2:])
+    if t.shape[:-2] != (*batch, *heads):
+        t = t.expand(*batch, *heads, *t.shape[-2:])
     if t.dim() < 4:
         return t[(None,) * (4 - t.dim())]
     return t if t.dim() == 4 else t.reshape(math.prod(batch), *t.shape[-3:])

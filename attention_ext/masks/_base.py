@@ -173,7 +173,10 @@ class Mask:
             return cache[1]
         if any(type(part) is not int for part in key):  # a symbolic size, a tensor without a version
             return self._lower(B, Hq, Lq, Lk)
-        with torch.inference_mode(False):  # what is made in inference mode could not serve in training later
+        if torch.is_inference_mode_enabled():
+            with torch.inference_mode(False):  # what is made in inference mode cannot serve in training later
+                lowered = self._lower(B, Hq, Lq, Lk)
+        else:
             lowered = self._lower(B, Hq, Lq, Lk)
         if all(type(part) is Tensor for part in lowered if isinstance(part, Tensor)):
             # not a fake tensor: it must not outlive the tracing it belongs to
