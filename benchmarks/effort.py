@@ -11,7 +11,7 @@ class Effort:
 
     seconds: about how long the rounds of a case may take, within min_rounds and max_rounds
     sample_seconds: shortest sample; faster calls are repeated within one
-    probe_seconds: of the machine's peak, in every round
+    probe_seconds: shortest sample of the machine's peak, of which every round takes one
     complete: measure the peers that take long to get ready, and the peak memory of each
     """
 

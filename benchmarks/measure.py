@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import statistics
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,6 +22,7 @@ from .registry import Case
 __all__ = ["chosen_peers", "conditions", "measure_time", "no_progress", "summary"]
 
 Progress = Callable[[str], None]
+LONGEST_PROBE = 0.1
 
 
 def no_progress(_: str) -> None:
@@ -60,13 +62,26 @@ def rounds(seconds_each: float, effort: Effort) -> int:
     return max(effort.min_rounds, min(effort.max_rounds, wanted))
 
 
-def probe(case: Case, effort: Effort) -> float:
-    """The machine's peak that bounds this case, of one thread: operations or bytes a second."""
+def peak_probe(case: Case, effort: Effort, seconds: float) -> Callable[[], float]:
+    """Samples the machine's peak that bounds this case, of one thread: operations or bytes a second.
+
+    FMA samples last as long as ours, within limits: for a few milliseconds a core may run faster than it can
+    sustain.
+    """
     if case.bound == "bandwidth":
-        return 1e9 * _C.read_bandwidth(case.tensor_bytes, effort.probe_seconds)
+        return lambda: 1e9 * _C.read_bandwidth(case.tensor_bytes, effort.probe_seconds)
     # Narrow types are computed in float32.
     dtype = "float64" if case.dtype == "float64" else "float32"
-    return 1e9 * _C.fma_peak(_C.cpu_capability(), dtype, effort.probe_seconds)
+    capability = _C.cpu_capability()
+    length = min(max(seconds, effort.probe_seconds), LONGEST_PROBE)
+    gflop = length * _C.fma_peak(capability, dtype, effort.probe_seconds)
+
+    def sample() -> float:
+        start = time.thread_time()
+        done = _C.fma_work(capability, dtype, gflop)
+        return 1e9 * done / (time.thread_time() - start)
+
+    return sample
 
 
 def measure_time(case: Case, effort: Effort, progress: Progress) -> dict[str, Any]:
@@ -83,15 +98,16 @@ def measure_time(case: Case, effort: Effort, progress: Progress) -> dict[str, An
             differences[name] = check_agreement(peer.title, results, call(), case.dtype)
             samplers[name] = Sampler.calibrated(call, effort.sample_seconds)
         del results
-        names, peaks = list(samplers), [probe(case, effort)]
+        names, peaks = list(samplers), []
+        probe = peak_probe(case, effort, samplers["ours"].estimate)
         samples: dict[str, list[float]] = {name: [] for name in names}
-        total = rounds(sum(s.seconds for s in samplers.values()) + 2 * effort.probe_seconds, effort)
+        total = rounds(sum(s.seconds for s in samplers.values()) + LONGEST_PROBE, effort)
         for done in range(total):
             progress(f"round {done + 1} of {total}")
             # Nobody has the first place, or the same predecessor, every time.
             for name in names if done % 2 else reversed(names):
                 samples[name].append(samplers[name].sample())
-            peaks.append(probe(case, effort))
+            peaks.append(probe())
     return {
         "clock": "thread CPU time",
         "peak_rate": max(peaks),

@@ -74,7 +74,7 @@ def contender_text(name: str, figures: Entry, entry: Entry) -> str:
     if entry["kind"] == "memory":
         memory, size = figures["memory"], bytes_text(entry["tensor_bytes"])
         parts.append(
-            f"peak {bytes_text(memory['total'])}, of that the tensors {size}; {seconds_text(memory['seconds'])}"
+            f"peak {bytes_text(memory['total'])}, the tensors {size}; {seconds_text(memory['seconds'])}"
         )
     elif figures.get("memory"):
         parts.append(f"memory {bytes_text(figures['memory']['call'])}")

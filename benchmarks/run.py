@@ -138,7 +138,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0 also when a requirement is missed: that may be the machine. 1 if a result is wrong or a case failed."""
+    """0 also when a requirement is missed: it may be the machine. 1 if a result is wrong or a case failed."""
     options = arguments(argv)
     cases = [case for case in CASES if options.op in (None, case.op)]
     if options.case:

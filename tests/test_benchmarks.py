@@ -1,0 +1,379 @@
+"""The benchmarks' own rules: well-formed cases, no figure without agreement, verdicts, memory, the table."""
+
+import json
+import os
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+import attention_ext as ax
+from attention_ext import _C
+from benchmarks import baselines, run, table
+from benchmarks.agreement import Disagreement, check_agreement
+from benchmarks.baselines import CONTENDERS, Contender, dense_mask, make_call, make_inputs, mask_of
+from benchmarks.clocks import Sampler, WorkElsewhere, thread_seconds
+from benchmarks.effort import QUICK
+from benchmarks.figures import judge
+from benchmarks.measure import measure_time
+from benchmarks.memory import measure_memory
+from benchmarks.registry import CASES, Band, Case, Requirement, Shape, operators, plain
+from benchmarks.scaling import measure_scaling
+from benchmarks.worker import run_apart
+
+pytestmark = pytest.mark.once
+
+SHAPE = Shape(1, 2, 1, 24, 24, 8, 8)
+TINY = Case("tiny", "a tiny case", "attention", SHAPE, ("matmul",))
+RATIO = Requirement("ratio", 1e-6, "matmul", needs="generic")
+SHARE = Requirement("share", 2.0, needs="generic")
+
+
+def quiet(_):
+    pass
+
+
+def small(case: Case) -> Case:
+    """The case with few positions, and its window in proportion."""
+    s, N = case.shape, 64
+    window = case.mask is not None and case.mask.left is not None
+    shape = replace(s, B=min(s.B, 2), H=min(s.H, 4), Hkv=min(s.Hkv, 2), Lq=min(s.Lq, N), Lk=min(s.Lk, N))
+    shape = replace(shape, Hkv=shape.H) if s.Hkv == s.H else shape
+    return replace(case, shape=shape, mask=Band(15, 0) if window else case.mask)
+
+
+# the registry
+
+
+def test_names_are_unique():
+    names = [case.name for case in CASES]
+    assert sorted(set(names)) == sorted(names)
+    assert operators() == sorted(CONTENDERS)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_case_is_well_formed(case):
+    s = case.shape
+    assert min(vars(s).values()) > 0
+    assert s.H % s.Hkv == 0
+    assert set(case.peers) < set(CONTENDERS[case.op])
+    assert "ours" not in case.peers
+    assert case.kind == "scaling" or case.threads == 1
+    assert case.kind != "scaling" or case.threads > 1
+    assert case.kind != "memory" or case.tail > 0
+    assert 0 < case.flops < 1e13
+    assert case.tensor_bytes > 0
+    kinds = {"ratio": "time", "overhead": "time", "share": "time", "scaling": "scaling", "memory": "memory"}
+    for requirement in case.requirements:
+        assert kinds[requirement.figure] == case.kind
+        assert requirement.bound > 0
+        assert (requirement.peer in case.peers) == (requirement.figure in ("ratio", "overhead"))
+        assert (requirement.control is not None) == (requirement.figure == "scaling")
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_ours_and_the_peers_agree(case):
+    case = small(case)
+    inputs = make_inputs(case)
+    with torch.set_grad_enabled(case.backward):
+        ours = make_call(case, CONTENDERS[case.op]["ours"], inputs)()
+        assert len(ours) == (4 if case.backward else 1)
+        for name in case.peers:
+            peer = CONTENDERS[case.op][name]
+            if peer.quick:  # the others are compiled, for half a minute; a complete run compares them as well
+                check_agreement(peer.title, ours, make_call(case, peer, inputs)(), case.dtype)
+
+
+@pytest.mark.parametrize("band", [Band(None, 0), Band(3, 0), Band(2, 1), Band(None, None), Band(0, None)])
+@pytest.mark.parametrize(("Lq", "Lk"), [(9, 9), (4, 7), (7, 4)])
+def test_bands_count_the_pairs_of_their_masks(band, Lq, Lk):
+    assert band.pairs(Lq, Lk) == dense_mask(band, Lq, Lk).sum()
+    if Lq == Lk:
+        assert torch.equal(dense_mask(band, Lq, Lk), mask_of(band).dense(Lq, Lk)[0, 0].expand(Lq, Lk))
+
+
+def test_operations_and_bytes():
+    case = Case("c", "c", "attention", Shape(2, 6, 3, 5, 5, 4, 8), (), mask=Band(None, 0), dtype="float64")
+    assert case.flops == 2 * 2 * 6 * 15 * (4 + 8)
+    assert case.tensor_bytes == 8 * 2 * (6 * 5 * (4 + 8) + 3 * 5 * (4 + 8))
+    both = replace(case, backward=True)
+    assert both.flops == 3.5 * case.flops
+    assert both.tensor_bytes == 2 * case.tensor_bytes
+
+
+@pytest.mark.parametrize("build", [baselines.sdpa, baselines.sdpa_blocks, baselines.matmul])
+def test_a_peer_refuses_a_mask_it_would_ignore(build):
+    with pytest.raises(ValueError, match="tiny"):
+        build(replace(TINY, mask=Band(3, 1)))
+
+
+# the command
+
+
+def test_a_quick_run_writes_figures_and_a_plot(monkeypatch, tmp_path, capsys):
+    cases = [
+        replace(TINY, requirements=(RATIO, SHARE)),
+        replace(TINY, name="both", backward=True, peers=("sdpa",)),
+        replace(TINY, name="elsewhere", capability="of another machine", requirements=(SHARE,)),
+    ]
+    monkeypatch.setattr(run, "CASES", cases)
+    assert run.main(["--quick", "--op", "attention", "--output", str(tmp_path)]) == 0
+    result = json.loads((tmp_path / "attention.json").read_text())
+    assert result["quick"] is True
+    assert result["op"] == "attention"
+    assert {"cpu", "cores", "capability", "torch", "compiler"} <= set(result["machine"])
+    tiny, both, elsewhere = result["entries"]
+    assert tiny["status"] == both["status"] == "measured"
+    ours, peer = tiny["contenders"]["ours"], tiny["contenders"]["matmul"]
+    assert 0 < ours["seconds_min"] <= ours["seconds_median"] < 1
+    assert len(ours["samples"]) == len(peer["samples"]) >= 1
+    assert tiny["ratios"]["matmul"]["min"] == pytest.approx(peer["seconds_min"] / ours["seconds_min"])
+    assert ours["share"] == pytest.approx(tiny["flops"] / ours["seconds_min"] / tiny["peak_rate"])
+    assert [r["verdict"] for r in tiny["requirements"]] == ["met", "missed"]
+    assert elsewhere["status"] == "left out"
+    assert "contenders" not in elsewhere
+    assert (tmp_path / "attention.png").read_bytes().startswith(b"\x89PNG")
+    printed = capsys.readouterr().out
+    assert "requirements: 1 met, 1 missed, 1 not judged" in printed
+    assert "tiny: share of peak ≥ 200 %" in printed
+    assert "MISSED" in printed
+
+
+def test_an_unknown_case_is_an_error(capsys):
+    assert run.main(["--quick", "--case", "no-such-case"]) == 2
+    assert "no case no-such-case; there are: both-causal" in capsys.readouterr().err
+
+
+def scaled(factor):
+    def build(case):
+        right = baselines.matmul(case)
+        return lambda q, k, v: right(q, k, v) * factor
+
+    return Contender("wrong", build)
+
+
+@pytest.mark.parametrize("factor", [1.01, float("nan"), 0.0])
+@pytest.mark.parametrize("kind", ["time", "scaling"])
+def test_no_agreement_no_figure(monkeypatch, tmp_path, capsys, factor, kind):
+    monkeypatch.setitem(CONTENDERS["attention"], "wrong", scaled(factor))
+    # in this process, which knows the wrong peer
+    monkeypatch.setattr(run, "run_apart", lambda function, *arguments, capability=None: function(*arguments))
+    monkeypatch.setattr(run, "not_here", lambda case: "")
+    requirement = replace(RATIO, peer="wrong")
+    case = replace(
+        TINY,
+        peers=("matmul", "wrong"),
+        kind=kind,
+        threads=1 + (kind == "scaling"),
+        requirements=(requirement,),
+    )
+    monkeypatch.setattr(run, "CASES", [case])
+    assert run.main(["--quick", "--output", str(tmp_path)]) == 1
+    (entry,) = json.loads((tmp_path / "attention.json").read_text())["entries"]
+    assert entry["status"] == "disagrees"
+    assert "out differs from wrong by" in entry["reason"]
+    assert not {"contenders", "ratios", "scaling"} & set(entry)
+    assert entry["requirements"][0]["value"] is None
+    assert entry["requirements"][0]["verdict"] == "not judged"
+    assert "tiny: DISAGREES, no figure" in capsys.readouterr().out
+    assert not (tmp_path / "attention.png").exists()
+
+
+def test_an_error_is_no_figure(monkeypatch):
+    def build(case):
+        raise OSError("no such peer")
+
+    monkeypatch.setitem(CONTENDERS["attention"], "broken", Contender("broken", build))
+    entry = run.measure(replace(TINY, peers=("broken",), requirements=(SHARE,)), QUICK)
+    assert entry["status"] == "failed"
+    assert entry["reason"] == "OSError: no such peer"
+    assert "contenders" not in entry
+
+
+def test_agreement_looks_at_every_result():
+    a = torch.ones(3), torch.ones(2)
+    assert check_agreement("peer", a, a, "float32") == 0.0
+    with pytest.raises(Disagreement, match=r"dq differs from peer by 5\.0e-01"):
+        check_agreement("peer", a, (torch.ones(3), torch.tensor([1.0, 2.0])), "float32")
+    with pytest.raises(Disagreement, match="2 results, peer has 1"):
+        check_agreement("peer", a, a[:1], "float32")
+    with pytest.raises(Disagreement, match=r"out is \(3,\), of peer \(1,\)"):
+        check_agreement("peer", a, (torch.ones(1), torch.ones(2)), "float32")
+
+
+# clocks
+
+
+def test_work_on_other_threads_is_found():
+    def elsewhere():
+        thread = threading.Thread(target=_C.fma_work, args=("generic", "float32", 2.0))
+        thread.start()
+        thread.join()
+
+    with pytest.raises(WorkElsewhere):
+        thread_seconds(elsewhere)
+
+
+def test_a_sample_is_the_time_of_one_call():
+    def call():
+        _C.fma_work("generic", "float32", 0.01)
+
+    one = min(thread_seconds(call) for _ in range(20))
+    sampler = Sampler.calibrated(call, 20 * one)
+    assert sampler.repetitions >= 5
+    assert_close(min(sampler.sample() for _ in range(5)), one, rtol=0.5, atol=0)
+
+
+def test_threads_and_grad_mode_are_put_back():
+    threads = torch.get_num_threads()
+    measure_time(replace(TINY, backward=True), QUICK, quiet)
+    assert torch.get_num_threads() == threads
+    assert torch.is_grad_enabled()
+
+
+def test_scaling_has_a_control():
+    case = replace(TINY, kind="scaling", threads=2, shape=plain(1, 2, 256, 16))
+    measured = measure_scaling(case, QUICK, quiet)
+    assert set(measured["scaling"]) == {"ours", "matmul", "control"}
+    assert all(value > 0 for value in measured["scaling"].values())
+    ours = measured["one_thread"]["ours"]["seconds_min"] / measured["contenders"]["ours"]["seconds_min"]
+    assert measured["scaling"]["ours"] == ours
+
+
+# verdicts
+
+
+def entry(**figures):
+    return {"capability": "avx2", "tensor_bytes": 100, "contenders": {"ours": {"share": 0.8}}} | figures
+
+
+@pytest.mark.parametrize(
+    ("requirement", "figures", "value", "verdict"),
+    [
+        (Requirement("ratio", 1.2, "p", "avx2"), {"ratios": {"p": {"min": 1.2}}}, 1.2, "met"),
+        (Requirement("ratio", 1.2, "p", "avx2"), {"ratios": {"p": {"min": 1.1}}}, 1.1, "missed"),
+        (Requirement("ratio", 1.2, "p", "avx512"), {"ratios": {"p": {"min": 1.1}}}, 1.1, "not judged"),
+        (Requirement("ratio", 1.2, "p", "generic"), {"ratios": {"q": {"min": 1.1}}}, None, "not judged"),
+        (Requirement("overhead", 3, "p", "generic"), {"ratios": {"p": {"min": 0.5}}}, 2.0, "met"),
+        (Requirement("overhead", 3, "p", "generic"), {"ratios": {"p": {"min": 0.25}}}, 4.0, "missed"),
+        (Requirement("share", 0.85, needs="avx2"), {}, 0.8, "missed"),
+        (Requirement("share", 0.75, needs="avx2"), {}, 0.8, "met"),
+        (
+            Requirement("scaling", 1.8, None, "generic", 1.95),
+            {"scaling": {"ours": 1.9, "control": 1.96}},
+            1.9,
+            "met",
+        ),
+        (
+            Requirement("scaling", 1.8, None, "generic", 1.95),
+            {"scaling": {"ours": 1.7, "control": 1.96}},
+            1.7,
+            "missed",
+        ),
+        (
+            Requirement("scaling", 1.8, None, "generic", 1.95),
+            {"scaling": {"ours": 1.9, "control": 1.9}},
+            1.9,
+            "not judged",
+        ),
+        (
+            Requirement("memory", 3, needs="generic"),
+            {"contenders": {"ours": {"memory": {"total": 310}}}},
+            3.1,
+            "missed",
+        ),
+    ],
+)
+def test_verdicts(requirement, figures, value, verdict):
+    judged = judge(requirement, entry(**figures))
+    assert judged["value"] == value
+    assert judged["verdict"] == verdict
+    assert bool(judged["reason"]) == (verdict == "not judged")
+
+
+# memory and other processes
+
+
+WINDOWED = Case("w", "w", "attention", plain(1, 2, 8192, 8), ("sdpa_bool_mask",), "memory", mask=Band(31, 0))
+
+
+def test_peak_memory_counts_what_a_call_needs():
+    case, N = WINDOWED, WINDOWED.shape.Lq
+    ours = run_apart(measure_memory, replace(case, tail=64, backward=True), "ours")
+    masked = run_apart(measure_memory, case, "sdpa_bool_mask")
+    if ours is None:
+        pytest.skip("this system does not tell peak memory: it has no /proc/self/clear_refs")
+    assert 2 * case.tensor_bytes <= ours["total"]
+    assert case.tensor_bytes <= ours["call"] < N * N / 2
+    assert masked["call"] >= N * N  # the bool mask
+    assert 0 <= ours["difference"] < 1e-4
+
+
+def test_a_wrong_tail_is_found(monkeypatch):
+    causal = Contender("ours", lambda case: baselines.ours(replace(case, mask=Band(None, 0))))
+    monkeypatch.setitem(CONTENDERS["attention"], "ours", causal)
+    with pytest.raises(Disagreement, match=r"out differs from SDPA \+ bool mask"):
+        measure_memory(replace(WINDOWED, shape=plain(1, 2, 256, 8), tail=16), "ours")
+
+
+def test_a_tail_needs_a_window():
+    with pytest.raises(ValueError, match="tail needs a causal window"):
+        measure_memory(replace(WINDOWED, shape=plain(1, 2, 256, 8), tail=16, mask=Band(31, 1)), "ours")
+
+
+def test_another_process_has_the_instruction_set_it_was_given():
+    for capability in _C.cpu_capabilities()[:2]:
+        assert run_apart(_C.cpu_capability, capability=capability) == capability
+
+
+def test_errors_of_another_process_are_raised_here():
+    with pytest.raises(ValueError, match="unknown CPU capability 'avx3'"):
+        run_apart(_C.fma_peak, "avx3")
+    with pytest.raises(RuntimeError, match="_exit ended with code 3"):
+        run_apart(os._exit, 3)
+
+
+# the README
+
+
+def test_only_the_section_is_replaced():
+    text = f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n"
+    assert table.replace_section(text, "new") == f"before\n{table.BEGIN}\nnew\n{table.END}\nafter\n"
+    with pytest.raises(ValueError, match=r"README\.md needs the lines"):
+        table.replace_section("no markers", "new")
+
+
+def test_the_table_has_every_figure(monkeypatch, tmp_path):
+    cases = [
+        replace(TINY, requirements=(RATIO, SHARE), peers=("matmul", "sdpa")),
+        replace(
+            TINY, name="elsewhere", title="elsewhere", capability="of another machine", requirements=(SHARE,)
+        ),
+        replace(TINY, name="threads", title="threads", kind="scaling", threads=2),
+    ]
+    monkeypatch.setattr(run, "CASES", cases)
+    monkeypatch.setattr(run, "not_here", lambda case: "no such machine" if case.capability else "")
+    assert run.main(["--quick", "--output", str(tmp_path)]) == 0
+    lines = table.section(tmp_path).splitlines()
+    rows = [line for line in lines if line.startswith("| ")][1:]
+    assert len(rows) == 4
+    assert len({row.count("|") for row in rows}) == 1
+    assert "matmul + softmax: " in rows[0]
+    assert "share of peak ≥ 200 %: **missed**" in rows[0]
+    assert "SDPA: " in rows[1]
+    assert "missed" not in rows[1]
+    assert "no figure: no such machine" in rows[2]
+    assert "FMA loop" in rows[3]
+    assert lines[-1] == "![Ratios and shares of the peak, attention](benchmarks/results/attention.png)"
+
+
+def test_the_readme_shows_the_committed_results():
+    results = {path.stem: json.loads(path.read_text()) for path in table.RESULTS.glob("*.json")}
+    assert sorted(results) == operators()
+    for op, result in results.items():
+        assert not result["quick"]
+        assert [e["name"] for e in result["entries"]] == [case.name for case in CASES if case.op == op]
+        assert result["machine"]["attention_ext"] == ax.__version__
+    assert table.main(["--check"]) == 0
