@@ -55,7 +55,7 @@ def check_qkv(query: Tensor, key: Tensor, value: Tensor) -> tuple[int, int, int,
         raise ValueError(f"query: expected a head dimension of at least 1, got shape {_shape(query)}")
     if Bk != B:
         raise ValueError(f"key: expected the batch size of query, {B}, got shape {_shape(key)}")
-    if Hkv == 0 or Hq % Hkv != 0:
+    if Hq % Hkv != 0 if Hkv != 0 else Hq != 0:
         raise ValueError(
             f"key: expected a number of heads that divides query's {Hq}, got shape {_shape(key)}"
         )

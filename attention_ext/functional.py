@@ -79,13 +79,11 @@ def attention(
     """
     _checks.check_tensors(query, key, value)
     device = query.device
-    if torch.is_autocast_enabled(device.type):
+    if device.type != "meta" and torch.is_autocast_enabled(device.type):
         query, key, value, bias = _autocast(query, key, value, bias)
     B, Hq, Lq, Lk = _checks.check_qkv(query, key, value)
-    lowered = NO_MASK
     if mask is not None:
         _checks.check_mask(mask, Mask)
-        lowered = mask.lower(B, Hq, Lq, Lk, device)
     if bias is not None:
         _checks.check_bias(bias, query, B, Hq, Lq, Lk)
         bias = bias[(None,) * (4 - bias.dim())]
@@ -101,6 +99,7 @@ def attention(
     if dropout_seed is not None:
         _checks.check_dropout_seed(dropout_seed, query)
     _checks.check_dropout_p(dropout_p)
+    lowered = NO_MASK if mask is None else mask.lower(B, Hq, Lq, Lk, device)
     dropout_seed = _seed_tensor(dropout_seed, device) if dropout_p > 0 else None
 
     rank = query.dim()

@@ -98,7 +98,9 @@ def _attention_backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | No
         grad_out, grad_lse, query, key, value, out, lse, band, offset, lengths, bits, bounds, table,
         bias, sinks, slopes, scale, softcap, dropout_p, seed, needs,
     )  # fmt: skip
-    if forward_mode_active():  # a dual level entered after the forward
+    if torch.compiler.is_compiling():  # compiled autograd
+        grads = library.backward(*args)
+    elif forward_mode_active():  # a dual level entered after the forward
         grads = attention_unfused.gradients(BackwardCall(*args))
     elif torch.is_grad_enabled() or transforms_active():  # create_graph=True, or inside torch.func
         grads = _AttentionBackward.apply(*args)

@@ -76,7 +76,8 @@ def _fold(call: Any, dims: Any, size: int, rows: int, per_sample: list[str] | tu
             t = t.movedim(dim, 0)
         if name == "alibi_slopes" and t.dim() == 2:
             t = t[:, None]
-        folded[name] = t.expand(size, rows, *t.shape[2:]).flatten(0, 1)
+        t = t.expand(size, rows, *t.shape[2:]).flatten(0, 1)
+        folded[name] = t if t.is_floating_point() else t.contiguous()  # as the kernels want the mask's parts
     return call._replace(**folded)
 
 
