@@ -23,7 +23,7 @@ def passages() -> list[Passage]:
     for topic in (topics[name] for name in CHAPTERS):
         title, words = "", []
         for block in re.split(r"\n\s*\n", topic):
-            lines = block.strip().splitlines()
+            lines = block.strip().replace("**", "").splitlines()
             heading = len(lines) >= 2 and UNDERLINE.match(lines[1])
             if heading or len(words) >= WORDS:
                 _add(found, title, words)
@@ -31,7 +31,7 @@ def passages() -> list[Passage]:
             if heading:
                 title, lines = lines[0], lines[2:]
             if lines and not lines[0].startswith("+--"):  # tables don't read well
-                words += " ".join(lines).split()
+                words += " ".join(lines).replace("- ", "-").split()  # words cut at the end of a line
         _add(found, title, words)
     return list(found.values())
 
