@@ -1,4 +1,4 @@
-"""Attention's derivatives beyond a plain backward: each is right or an error, and the fused ones stay fused."""
+"""Attention's derivatives beyond a plain backward: right or an error, and what is fused stays fused."""
 
 import functools
 import threading
