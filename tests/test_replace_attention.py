@@ -7,39 +7,17 @@ import pickle
 import pytest
 import torch
 import transformers
+from multihead_attention_cases import (
+    Watch,
+    one_thread,  # noqa: F401  a fixture
+)
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 from torch.testing import assert_close
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import attention_ext as ax
 
 N, L, S, E, H = 3, 6, 5, 8, 2
-
-
-@pytest.fixture(autouse=True)
-def one_thread(num_threads):
-    num_threads(1)  # the tensors are tiny: more would only wait for each other
-
-
-class CountAttention(TorchDispatchMode):
-    """Counts the calls of our operator, and of the torch ops that would go round it."""
-
-    def __init__(self):
-        super().__init__()
-        self.ours = 0
-        self.around = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func._schema.name
-        self.ours += name == "attention_ext::_attention_forward"
-        self.around += name in (
-            "aten::_transformer_encoder_layer_fwd",
-            "aten::_native_multi_head_attention",
-            "aten::_nested_tensor_from_mask",
-            "aten::_softmax",
-        )
-        return func(*args, **(kwargs or {}))
 
 
 def run_both(model, *inputs, calls, atol=1e-12, **options):
@@ -50,9 +28,9 @@ def run_both(model, *inputs, calls, atol=1e-12, **options):
     torch.manual_seed(0)
     expected = model(*inputs, **options)
     torch.manual_seed(0)
-    with CountAttention() as count:
+    with Watch() as watch:
         output = swapped(*inputs, **options)
-    assert (count.ours, count.around) == (calls, 0)
+    assert (watch.attention_calls, watch.around) == (calls, [])
     assert_close(output, expected, atol=atol, rtol=1e-7)
     return swapped, report
 
@@ -97,9 +75,9 @@ def test_transformer_encoder(options, masks, training, grad):
     ax.replace_attention(swapped)
     with torch.set_grad_enabled(grad or masks == "float"):  # torch's fast path answers NaN to a float mask
         expected = model(x, **ENCODER_MASKS[masks])
-    with torch.set_grad_enabled(grad), CountAttention() as count:
+    with torch.set_grad_enabled(grad), Watch() as watch:
         output = swapped(x, **ENCODER_MASKS[masks])
-    assert (count.ours, count.around) == (2, 0)
+    assert (watch.attention_calls, watch.around) == (2, [])
     if "src_key_padding_mask" in ENCODER_MASKS[masks]:  # torch's nested tensors answer 0 at padded positions
         seen = ~PADDING if model.layers[0].self_attn.batch_first else ~PADDING.T
         output, expected = output[seen], expected[seen]
@@ -147,15 +125,15 @@ def test_fast_paths_are_switched_off_per_instance():
     report = ax.replace_attention(swapped)
     assert report.fast_paths_disabled == ("", "layers.0", "layers.1")
     x = sample(N, L, E)
-    with torch.no_grad(), CountAttention() as count:
+    with torch.no_grad(), Watch() as watch:
         other(x)
-    assert count.around > 0
+    assert watch.around
     assert torch.backends.mha.get_fastpath_enabled()
 
-    with CountAttention() as count, torch.no_grad():
+    with Watch() as watch, torch.no_grad():
         for twin in (copy.deepcopy(swapped), pickle.loads(pickle.dumps(swapped))):
             twin(x, src_key_padding_mask=PADDING)
-    assert (count.ours, count.around) == (4, 0)
+    assert (watch.attention_calls, watch.around) == (4, [])
 
 
 def test_fast_paths_around_a_module_put_in_by_hand():
@@ -165,9 +143,9 @@ def test_fast_paths_around_a_module_put_in_by_hand():
     report = ax.replace_attention(model)
     assert (report.replaced, report.skipped) == ((), {})
     assert report.fast_paths_disabled == ("", "layers.0", "layers.1")
-    with torch.no_grad(), CountAttention() as count:
+    with torch.no_grad(), Watch() as watch:
         model(sample(N, L, E), src_key_padding_mask=PADDING)
-    assert (count.ours, count.around) == (2, 0)
+    assert (watch.attention_calls, watch.around) == (2, [])
 
 
 def test_compiled_encoder():
@@ -255,10 +233,10 @@ def test_parametrized_module():
     assert report.replaced == ("0",)
     module = model[0]
     assert isinstance(module, ax.MultiheadAttention)
-    with CountAttention() as count:
+    with Watch() as watch:
         assert_close(module(x, x, x), expected)
         assert_close(copy.deepcopy(module)(x, x, x), expected)
-    assert count.ours == 2
+    assert watch.attention_calls == 2
     parametrize.remove_parametrizations(module, "in_proj_weight")
     assert type(module) is ax.MultiheadAttention
     assert_close(module(x, x, x), expected)
@@ -297,9 +275,9 @@ def test_subclass_without_its_own_forward():
     assert isinstance(module, Named)
     assert isinstance(module, ax.MultiheadAttention)
     assert type(module).__name__ == "Named"
-    with CountAttention() as count:
+    with Watch() as watch:
         assert_close(module.head_weights(x), expected)
-    assert count.ours == 1
+    assert watch.attention_calls == 1
 
     buffer = io.BytesIO()
     torch.save(model, buffer)
@@ -395,9 +373,9 @@ def check_model(model, calls, **inputs):
     assert report.skipped == {}
     results = []
     for m in (model, swapped):
-        with CountAttention() as count:
+        with Watch() as watch:
             output = m(**inputs)
-        assert count.ours == (calls if m is swapped else 0)
+        assert watch.attention_calls == (calls if m is swapped else 0)
         tensors = [t for t in flatten(output) if t.requires_grad]
         loss = sum(t.square().mean() for t in tensors)
         gradients = torch.autograd.grad(loss, list(m.parameters()), allow_unused=True)
