@@ -9,6 +9,7 @@ CHAPTERS = [
     "typesseq", "strings",
 ]  # fmt: skip
 UNDERLINE = re.compile(r"[=*\-~^\"]{3,}$")
+CUT = re.compile(r"(?<=\w)- +(?=\w)")  # of a word at the end of a line
 WORDS = 70  # of a passage, at least, unless its section ends
 
 
@@ -31,7 +32,7 @@ def passages() -> list[Passage]:
             if heading:
                 title, lines = lines[0], lines[2:]
             if lines and not lines[0].startswith("+--"):  # tables don't read well
-                words += " ".join(lines).replace("- ", "-").split()  # words cut at the end of a line
+                words += CUT.sub("-", " ".join(lines)).split()
         _add(found, title, words)
     return list(found.values())
 

@@ -12,7 +12,7 @@ from transformers_models import (
     registered_and_on_one_thread,  # noqa: F401  a fixture
 )
 
-from attention_ext.integrations import _compact_mask
+from attention_ext.integrations import _compact_mask, _transformers_mask
 from attention_ext.integrations import transformers as integration
 from attention_ext.integrations._transformers_mask import mask as mask_function_of_ours
 
@@ -88,6 +88,25 @@ def test_mask_function_equals_sdpa_mask(name):
             assert mask.dtype == torch.bool
             assert (mask & True).equal(expected)
     assert (compact > 0) == (name in UNDERSTOOD)
+
+
+def test_what_another_version_means_otherwise_is_dense(monkeypatch):
+    """A function of the same name and form that masks otherwise is not taken for the one we know."""
+
+    def sliding_window_overlay(sliding_window):
+        return lambda b, h, i, j: j >= i - sliding_window  # one key more
+
+    given = {"batch_size": 1, "q_length": 9, "kv_length": 9}
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(masking_utils, "sliding_window_overlay", sliding_window_overlay)
+            _transformers_mask.learn(masking_utils)
+            given["mask_function"] = masking_utils.sliding_window_causal_mask_function(3)
+            mask = mask_function_of_ours(**given)
+    finally:
+        _transformers_mask.learn(masking_utils)
+    assert type(mask) is torch.Tensor
+    assert mask.equal(masking_utils.sdpa_mask(**given, allow_is_causal_skip=False))
 
 
 def test_mask_function_makes_nothing_quadratic():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 import torch
@@ -43,7 +43,7 @@ def mask(
     tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()
     if isinstance(q_offset, torch.Tensor) and not tracing:
         q_offset = int(q_offset)  # a static cache counts in a tensor
-    band = _band_of(mask_function, masking_utils)
+    band = _band_of(mask_function)
     known = (
         band is not None
         and isinstance(q_offset, (int, torch.SymInt))
@@ -85,31 +85,55 @@ def mask(
     return CompactMask(keep, (batch_size, 1, q_length, kv_length), lower, upper, padded)
 
 
-def _band_of(function: Callable[..., Any], library: ModuleType) -> tuple[float, float] | None:
-    """(lowest, highest) j - i that a mask function of Transformers allows; None where it is not understood.
-
-    Functions are told by their code: it is one object for all the closures that one definition made.
-    """
-    if function is library.causal_mask_function:
-        return -math.inf, 0
-    if function is library.bidirectional_mask_function:
-        return -math.inf, math.inf
-    code = getattr(function, "__code__", None)
+def _band_of(function: Callable[..., Any]) -> tuple[float, float] | None:
+    """(lowest, highest) j - i that a mask function of Transformers allows; None if it is not understood."""
+    for known, band in _FUNCTIONS:
+        if function is known:
+            return band
+    code = getattr(function, "__code__", None)  # one object for all the closures that one definition made
     cells = getattr(function, "__closure__", None)
     if code is None or cells is None or len(cells) != 1:
         return None
     content = cells[0].cell_contents
-    if code is library.and_masks(library.causal_mask_function).__code__:
-        bands = [_band_of(part, library) for part in content]
-        if any(band is None for band in bands):
-            return None
-        return max(band[0] for band in bands), min(band[1] for band in bands)
-    if isinstance(content, int):
-        if code is library.sliding_window_overlay(1).__code__:  # j > i - window
-            return 1 - content, math.inf
-        if code is library.sliding_window_bidirectional_overlay(1).__code__:  # |i - j| <= window
-            return -content, content
+    for intersection in _INTERSECTIONS:
+        if code is intersection:
+            bands = [_band_of(part) for part in content]
+            if any(band is None for band in bands):
+                return None
+            return max(band[0] for band in bands), min(band[1] for band in bands)
+    for overlay, band_of_window in _OVERLAYS:
+        if code is overlay and isinstance(content, int):
+            return band_of_window(content)
     return None
+
+
+_FUNCTIONS: list[tuple[Callable[..., Any], tuple[float, float]]] = []
+_INTERSECTIONS: list[CodeType] = []
+_OVERLAYS: list[tuple[CodeType, Callable[[int], tuple[float, float]]]] = []
+
+
+def learn(library: ModuleType) -> None:
+    """Learn the building blocks of masks in this version of Transformers: those that do what we think."""
+    for known in (_FUNCTIONS, _INTERSECTIONS, _OVERLAYS):
+        known.clear()
+    i, j = torch.arange(12)[:, None], torch.arange(12)
+
+    def does(function: Callable[..., Any], lowest: float, highest: float) -> bool:
+        return torch.equal(function(0, 0, i, j).expand(12, 12), (j - i >= lowest) & (j - i <= highest))
+
+    causal, bidirectional = library.causal_mask_function, library.bidirectional_mask_function
+    for function, band in ((causal, (-math.inf, 0)), (bidirectional, (-math.inf, math.inf))):
+        if does(function, *band):
+            _FUNCTIONS.append((function, band))
+    for make, band_of_window in (
+        (library.sliding_window_overlay, lambda window: (1 - window, math.inf)),  # j > i - window
+        (library.sliding_window_bidirectional_overlay, lambda window: (-window, window)),  # |i - j| <= window
+    ):
+        if does(make(3), *band_of_window(3)):
+            _OVERLAYS.append((make(3).__code__, band_of_window))
+    both = library.and_masks(causal, library.sliding_window_overlay(3))
+    if does(both, -2, 0):
+        _INTERSECTIONS.append(both.__code__)
 
 
 def _kept(attention_mask: Tensor | None, kv_length: int, kv_offset: int) -> Tensor | None:

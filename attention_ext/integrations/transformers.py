@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import inspect
 import math
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import functional, masks
+from . import _transformers_mask
 from ._compact_mask import CompactMask, as_mask
-from ._transformers_mask import mask as _mask_function
 
 _MINIMUM = "5.4"  # the first whose mask functions are told lengths and offsets
 _UNSUPPORTED = {  # arguments that change the result: to pass over one would be a silent error
@@ -41,20 +42,21 @@ def register(name: str = "attention_ext") -> None:
         ImportError: Transformers is not installed, or too old.
         TypeError, ValueError: the name is not a string, or not free.
     """
-    interface, mask_interface = _interfaces()
+    interface, mask_interface, masking_utils = _interfaces()
     if not isinstance(name, str):
         raise TypeError(f"name: expected str, got {type(name).__name__}")
     meaningful = [part for part in ("flash", "sdpa", "flex_attention", "/", "|") if part in name]
     if not name or name == "eager" or meaningful:
         raise ValueError(f"name: {name!r} has a meaning of its own in Transformers")
-    for registry, function in ((interface, attention), (mask_interface, _mask_function)):
+    for registry, function in ((interface, attention), (mask_interface, _transformers_mask.mask)):
         if registry().get(name, function) is not function:
             raise ValueError(f"name: Transformers already has an implementation called {name!r}")
+    _transformers_mask.learn(masking_utils)
     interface.register(name, attention)
-    mask_interface.register(name, _mask_function)
+    mask_interface.register(name, _transformers_mask.mask)
 
 
-def _interfaces() -> tuple[type, type]:
+def _interfaces() -> tuple[type, type, ModuleType]:
     try:
         import transformers
     except ImportError as error:
@@ -63,17 +65,16 @@ def _interfaces() -> tuple[type, type]:
             " installed: pip install 'attention_ext[transformers]'"
         ) from error
     try:
-        from transformers import AttentionInterface, AttentionMaskInterface
-        from transformers.masking_utils import sdpa_mask
+        from transformers import AttentionInterface, AttentionMaskInterface, masking_utils
 
-        if not {"q_length", "q_offset"} <= set(inspect.signature(sdpa_mask).parameters):
+        if not {"q_length", "q_offset"} <= set(inspect.signature(masking_utils.sdpa_mask).parameters):
             raise ImportError("sdpa_mask takes no q_length")
     except ImportError as error:
         raise ImportError(
             f"attention_ext.integrations.transformers needs transformers >= {_MINIMUM}, found"
             f" {transformers.__version__}: pip install -U 'attention_ext[transformers]'"
         ) from error
-    return AttentionInterface, AttentionMaskInterface
+    return AttentionInterface, AttentionMaskInterface, masking_utils
 
 
 def attention(
