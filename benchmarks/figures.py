@@ -51,7 +51,8 @@ def entry_of(case: Case, measured: dict[str, Any]) -> dict[str, Any]:
         if "peak_rate" in measured:
             work = case.tensor_bytes if case.bound == "bandwidth" else case.flops
             figures["rate"] = work / figures["seconds_min"]
-            figures["share"] = figures["rate"] / measured["peak_rate"]
+            if name == "ours" or case.capability is None:  # a peer keeps its own instruction set
+                figures["share"] = figures["rate"] / measured["peak_rate"]
     mine = contenders["ours"]
     if "seconds_min" in mine:
         entry["ratios"] = {

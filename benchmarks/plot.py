@@ -69,7 +69,7 @@ def share_rows(entry: dict[str, Any]) -> list[Row]:
     bounds = [100 * r["bound"] for r in entry["requirements"] if r["figure"] == "share"]
     rows = []
     for name, figures in entry["contenders"].items():
-        if figures["share"] >= 0.01:  # a call of no work has no share
+        if figures.get("share", 0.0) >= 0.01:  # a call of no work has no share
             mine = name == "ours"
             text = label(entry) if mine else figures["title"]
             bound = bounds[0] if mine and bounds else None

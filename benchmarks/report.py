@@ -20,6 +20,12 @@ def bytes_text(count: float) -> str:
     return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 
+def memory_text(figures: Entry) -> str:
+    """What a call needs beyond its inputs; "" if not measured, or too little to tell."""
+    count = (figures.get("memory") or {}).get("call", 0)
+    return bytes_text(count) if count >= 2**20 else ""
+
+
 def percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
@@ -68,7 +74,7 @@ def contender_text(name: str, figures: Entry, entry: Entry) -> str:
     if "one_thread" in entry:
         one = entry["one_thread"][name]["seconds_min"]
         parts.append(f"one thread {seconds_text(one)}, scaling {entry['scaling'][name]:.2f}x")
-    if "share" in figures and figures["share"] >= 0.01:
+    if figures.get("share", 0.0) >= 0.01:  # a call of no work has no rate
         unit = "GB/s" if entry["bound"] == "bandwidth" else "GFLOP/s"
         parts.append(f"{figures['rate'] * 1e-9:.3g} {unit}, {percent(figures['share'])} of peak")
     if entry["kind"] == "memory":
@@ -76,8 +82,8 @@ def contender_text(name: str, figures: Entry, entry: Entry) -> str:
         parts.append(
             f"peak {bytes_text(memory['total'])}, the tensors {size}; {seconds_text(memory['seconds'])}"
         )
-    elif figures.get("memory"):
-        parts.append(f"memory {bytes_text(figures['memory']['call'])}")
+    elif memory := memory_text(figures):
+        parts.append(f"memory {memory}")
     if name in entry.get("ratios", {}):
         parts.append(
             f"ratio {entry['ratios'][name]['min']:.3g} (of medians {entry['ratios'][name]['median']:.3g})"

@@ -9,7 +9,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .report import bytes_text, machine_text, percent, requirement_text, seconds_text, titles_of, value_text
+from .report import (
+    bytes_text,
+    machine_text,
+    memory_text,
+    percent,
+    requirement_text,
+    seconds_text,
+    titles_of,
+    value_text,
+)
 
 __all__ = ["BEGIN", "END", "main", "replace_section", "section"]
 
@@ -56,7 +65,7 @@ def rows(entry: dict[str, Any]) -> list[str]:
     for number, (peer, ratio) in enumerate(entry["ratios"].items()):
         theirs = entry["contenders"][peer]
         wanted = [r for r in entry["requirements"] if r["peer"] == peer or (r["peer"] is None and not number)]
-        memory = [bytes_text(f["memory"]["call"]) if f.get("memory") else "-" for f in (mine, theirs)]
+        memory = [memory_text(figures) for figures in (mine, theirs)]
         lines.append(
             row(
                 title,
@@ -64,7 +73,7 @@ def rows(entry: dict[str, Any]) -> list[str]:
                 f"{theirs['title']}: {seconds_text(theirs['seconds_min'])}",
                 f"{ratio['min']:.3g}",
                 percent(mine["share"]) if mine["share"] >= 0.01 else "",
-                " / ".join(memory),
+                " / ".join(part or "-" for part in memory) if any(memory) else "",
                 required(wanted, titles),
             )
         )

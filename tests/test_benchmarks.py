@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-import attention_ext as ax
 from attention_ext import _C
 from benchmarks import baselines, run, table
 from benchmarks.agreement import Disagreement, check_agreement
@@ -375,5 +374,4 @@ def test_the_readme_shows_the_committed_results():
     for op, result in results.items():
         assert not result["quick"]
         assert [e["name"] for e in result["entries"]] == [case.name for case in CASES if case.op == op]
-        assert result["machine"]["attention_ext"] == ax.__version__
     assert table.main(["--check"]) == 0
