@@ -12,6 +12,7 @@ from transformers_models import (
     registered_and_on_one_thread,  # noqa: F401  a fixture
 )
 
+from attention_ext import masks
 from attention_ext.integrations import _compact_mask, _transformers_mask
 from attention_ext.integrations import transformers as integration
 from attention_ext.integrations._transformers_mask import mask as mask_function_of_ours
@@ -139,6 +140,17 @@ def test_mask_function_leaves_nothing_to_a_flag_that_may_differ():
         for window in (None, 2)
     ]
     assert out[0].equal(out[1])
+
+
+def test_padding_at_the_end_becomes_lengths():
+    keep = torch.tensor([[True, True, True, False], [False, False, False, False], [True, True, True, True]])
+    for padding, kind in ((keep, masks.KeyLengths), (keep.flip(1), masks.KeyPadding)):
+        mask = mask_function_of_ours(
+            3, 4, 4, mask_function=FUNCTIONS["bidirectional"], attention_mask=padding
+        )
+        made = _compact_mask.as_mask(mask)
+        assert isinstance(made, kind)
+        assert made.dense(4, 4).expand(3, 1, 4, 4).equal(padding[:, None, None].expand(3, 1, 4, 4))
 
 
 def test_compact_mask_is_the_dense_one_for_who_computes_with_it():

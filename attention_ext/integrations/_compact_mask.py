@@ -20,33 +20,32 @@ class CompactMask(torch.Tensor):
     attention function reads the band and the row instead, and nothing of size Q x K is ever made.
 
     Args:
-        keep: bool (B, K), or (1, 1) where nothing is padded.
+        keep: bool (B, K), or (1, 1) where no key is padding.
         shape: (B, 1, Q, K).
         lower: the band, in plain indices of the last two dimensions.
         upper: likewise.
-        padded: whether keep masks anything.
+        padding: where keep masks keys: None (nowhere), "end" or "anywhere".
     """
 
     @staticmethod
     def __new__(
-        cls, keep: Tensor, shape: Iterable[int], lower: int | None, upper: int | None, padded: bool
+        cls, keep: Tensor, shape: Iterable[int], lower: int | None, upper: int | None, padding: str | None
     ) -> CompactMask:
         return torch.Tensor._make_wrapper_subclass(cls, shape, dtype=torch.bool, device=keep.device)
 
     def __init__(
-        self, keep: Tensor, shape: Iterable[int], lower: int | None, upper: int | None, padded: bool
+        self, keep: Tensor, shape: Iterable[int], lower: int | None, upper: int | None, padding: str | None
     ) -> None:
-        self.keep, self.lower, self.upper, self.padded = keep, lower, upper, padded
+        self.keep, self.lower, self.upper, self.padding = keep, lower, upper, padding
         self._dense: Tensor | None = None
 
     def __repr__(self) -> str:
-        return (
-            f"CompactMask({tuple(self.shape)}, lower={self.lower}, upper={self.upper}, padded={self.padded})"
-        )
+        band = f"lower={self.lower}, upper={self.upper}"
+        return f"CompactMask({tuple(self.shape)}, {band}, padding={self.padding!r})"
 
     # by these two torch.compile takes the object apart into tensors and constants, and puts it together again
     def __tensor_flatten__(self) -> tuple[list[str], tuple[Any, ...]]:
-        return ["keep"], (self.lower, self.upper, self.padded)
+        return ["keep"], (self.lower, self.upper, self.padding)
 
     @staticmethod
     def __tensor_unflatten__(
@@ -88,9 +87,10 @@ def as_mask(mask: CompactMask) -> masks.Mask | None:
     if mask._dense is not None:  # somebody computed with it, maybe wrote into it
         return masks.Dense(mask._dense)
     band = _band(mask.lower, mask.upper, mask.shape[3] - mask.shape[2])
-    if not mask.padded:
+    if mask.padding is None:
         return band
-    keep = masks.KeyPadding(mask.keep)
+    # lengths let the kernels leave out the end altogether
+    keep = masks.KeyLengths(mask.keep.sum(-1)) if mask.padding == "end" else masks.KeyPadding(mask.keep)
     return keep if band is None else band & keep
 
 

@@ -79,10 +79,12 @@ def mask(
         bidirectional = allow_is_bidirectional_skip and band[1] == math.inf
         if harmless and (causal or bidirectional):
             return None  # the layer knows which of the two it is
-    padded = keep is not None
-    if not padded:
+    padding = None if keep is None else "anywhere"
+    if keep is None:
         keep = torch.ones(1, 1, dtype=torch.bool, device=device)
-    return CompactMask(keep, (batch_size, 1, q_length, kv_length), lower, upper, padded)
+    elif not tracing and not bool((keep[:, 1:] & ~keep[:, :-1]).any()):
+        padding = "end"
+    return CompactMask(keep, (batch_size, 1, q_length, kv_length), lower, upper, padding)
 
 
 def _band_of(function: Callable[..., Any]) -> tuple[float, float] | None:
@@ -116,7 +118,8 @@ def learn(library: ModuleType) -> None:
     """Learn the building blocks of masks in this version of Transformers: those that do what we think."""
     for known in (_FUNCTIONS, _INTERSECTIONS, _OVERLAYS):
         known.clear()
-    i, j = torch.arange(12)[:, None], torch.arange(12)
+    j = torch.arange(12, device="cpu")
+    i = j[:, None]
 
     def does(function: Callable[..., Any], lowest: float, highest: float) -> bool:
         return torch.equal(function(0, 0, i, j).expand(12, 12), (j - i >= lowest) & (j - i <= highest))
