@@ -28,7 +28,16 @@ os.chdir(ROOT)
 
 # The oldest torch whose stable ABI has everything the operators use; as in pyproject.toml.
 TORCH_TARGET_VERSION = "0x020a000000000000"
-FLAGS = ["-O3", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-g0"]
+FLAGS = [
+    "-O3",
+    "-std=c++20",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=off",
+    "-g0",
+]
 # g++'s false alarms: vectors as arguments (of functions that are always inlined), and its AVX-512 headers.
 FLAGS += ["-Wno-psabi", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]
 # Messages quote __FILE__: without the folder of the machine that built them.

@@ -23,8 +23,11 @@ struct Arguments {
 const Tensor* pointer(const OptionalTensor& t) { return t ? &*t : nullptr; }
 
 void check_input(const char* name, const Tensor& t, const Tensor& query) {
-  check(t.is_cpu() && t.dim() == 4 && is_floating(t.scalar_type()) && t.scalar_type() == query.scalar_type(), name,
-        ": expected a 4-D CPU tensor of one of float32, float64, bfloat16, float16, the same as query's, got ",
+  check(t.is_cpu() && t.dim() == 4 && is_floating(t.scalar_type()) &&
+            t.scalar_type() == query.scalar_type(),
+        name,
+        ": expected a 4-D CPU tensor of one of float32, float64, bfloat16, float16, the same as "
+        "query's, got ",
         describe(t));
 }
 
@@ -35,17 +38,19 @@ void fill_shapes(const Arguments& a, AttentionParams& p) {
   const Sizes q = sizes_of(a.query), k = sizes_of(a.key), v = sizes_of(a.value);
   p.B = q[0], p.Hq = q[1], p.Lq = q[2], p.D = q[3];
   p.Hkv = k[1], p.Lk = k[2], p.Dv = v[3];
-  check(k[0] == p.B && k[3] == p.D, "key: expected shape (", p.B, ", Hkv, Lk, ", p.D, "), got ", describe(a.key));
-  check(v[0] == p.B && v[1] == p.Hkv && v[2] == p.Lk, "value: expected shape (", p.B, ", ", p.Hkv, ", ", p.Lk,
-        ", Dv), got ", describe(a.value));
-  check(p.Hkv > 0 ? p.Hq % p.Hkv == 0 : p.Hq == 0, "query: expected heads a multiple of the key's ", p.Hkv, ", got ",
-        p.Hq);
+  check(k[0] == p.B && k[3] == p.D, "key: expected shape (", p.B, ", Hkv, Lk, ", p.D, "), got ",
+        describe(a.key));
+  check(v[0] == p.B && v[1] == p.Hkv && v[2] == p.Lk, "value: expected shape (", p.B, ", ", p.Hkv,
+        ", ", p.Lk, ", Dv), got ", describe(a.value));
+  check(p.Hkv > 0 ? p.Hq % p.Hkv == 0 : p.Hq == 0, "query: expected heads a multiple of the key's ",
+        p.Hkv, ", got ", p.Hq);
   if (p.Hkv == 0) p.Hkv = p.Hq = 1, p.B = 0;
 }
 
 void fill_terms(const Arguments& a, AttentionParams& p) {
   check(std::isfinite(a.scale), "scale: expected a finite number, got ", a.scale);
-  check(a.softcap >= 0 && std::isfinite(a.softcap), "softcap: expected a finite number >= 0, got ", a.softcap);
+  check(a.softcap >= 0 && std::isfinite(a.softcap), "softcap: expected a finite number >= 0, got ",
+        a.softcap);
   p.score = {a.scale, a.softcap, p.Lk - p.Lq};
   if (a.bias) {
     const Sizes s = sizes_of(*a.bias), full{p.B, p.Hq, p.Lq, p.Lk};
@@ -53,12 +58,13 @@ void fill_terms(const Arguments& a, AttentionParams& p) {
     for (int d = 0; d < 4; ++d) fits = fits && (s[d] == full[d] || s[d] == 1);
     const ScalarType type = a.bias->scalar_type();
     check(fits && a.bias->is_cpu() && (type == a.query.scalar_type() || type == ScalarType::Float),
-          "bias: expected a 4-D CPU tensor of query's dtype or float32, each size 1 or that of (", p.B, ", ", p.Hq, ", ",
-          p.Lq, ", ", p.Lk, "), got ", describe(*a.bias));
+          "bias: expected a 4-D CPU tensor of query's dtype or float32, each size 1 or that of (",
+          p.B, ", ", p.Hq, ", ", p.Lq, ", ", p.Lk, "), got ", describe(*a.bias));
     p.bias = view_of(*a.bias);
   }
   if (a.sinks) {
-    check(a.sinks->is_cpu() && a.sinks->dim() == 1 && a.sinks->size(0) == p.Hq && is_floating(a.sinks->scalar_type()),
+    check(a.sinks->is_cpu() && a.sinks->dim() == 1 && a.sinks->size(0) == p.Hq &&
+              is_floating(a.sinks->scalar_type()),
           "sinks: expected floating shape (", p.Hq, ",) on the CPU, got ", describe(*a.sinks));
     p.sinks = view_of(*a.sinks);
     p.sinks.stride[1] = p.sinks.stride[0], p.sinks.stride[0] = 0;
@@ -68,7 +74,8 @@ void fill_terms(const Arguments& a, AttentionParams& p) {
     const bool per_head = s.dim() == 1 && s.size(0) == p.Hq;
     check(s.is_cpu() && is_floating(s.scalar_type()) &&
               (per_head || (s.dim() == 2 && s.size(0) == p.B && s.size(1) == p.Hq)),
-          "alibi_slopes: expected floating shape (", p.Hq, ",) or (", p.B, ", ", p.Hq, ") on the CPU, got ", describe(s));
+          "alibi_slopes: expected floating shape (", p.Hq, ",) or (", p.B, ", ", p.Hq,
+          ") on the CPU, got ", describe(s));
     p.alibi_slopes = view_of(s);
     if (per_head) p.alibi_slopes.stride[1] = p.alibi_slopes.stride[0], p.alibi_slopes.stride[0] = 0;
   }
@@ -77,17 +84,19 @@ void fill_terms(const Arguments& a, AttentionParams& p) {
 void fill_dropout(const Arguments& a, AttentionParams& p) {
   check(a.dropout_p >= 0 && a.dropout_p <= 1, "dropout_p: expected 0 to 1, got ", a.dropout_p);
   if (a.dropout_p == 0) return;
-  check(a.dropout_seed && a.dropout_seed->is_cpu() && a.dropout_seed->scalar_type() == ScalarType::Long &&
-            a.dropout_seed->numel() == 1,
+  check(a.dropout_seed && a.dropout_seed->is_cpu() &&
+            a.dropout_seed->scalar_type() == ScalarType::Long && a.dropout_seed->numel() == 1,
         "dropout_seed: expected one int64 on the CPU with dropout_p > 0");
   p.dropout.seed = static_cast<uint64_t>(*static_cast<const int64_t*>(a.dropout_seed->data_ptr()));
-  p.dropout.threshold = static_cast<uint32_t>(std::min(4294967295.0, std::nearbyint(a.dropout_p * 4294967296.0)));
+  p.dropout.threshold =
+      static_cast<uint32_t>(std::min(4294967295.0, std::nearbyint(a.dropout_p * 4294967296.0)));
   p.dropout.all = a.dropout_p == 1;
   p.dropout.keep_scale = p.dropout.all ? 0 : 1 / (1 - a.dropout_p);
 }
 
 void fill(const char* op, const Arguments& a, AttentionParams& p) {
-  check_no_derivative(op, {&a.query, &a.key, &a.value, pointer(a.bias), pointer(a.sinks), pointer(a.alibi_slopes)});
+  check_no_derivative(
+      op, {&a.query, &a.key, &a.value, pointer(a.bias), pointer(a.sinks), pointer(a.alibi_slopes)});
   fill_shapes(a, p);
   fill_terms(a, p);
   fill_dropout(a, p);
@@ -114,32 +123,51 @@ std::tuple<Tensor, Tensor> forward(const char* op, const Arguments& a) {
 
 std::tuple<Tensor, Tensor> attention_forward(
     const Tensor& query, const Tensor& key, const Tensor& value, const std::vector<int64_t>& band,
-    const OptionalTensor& band_offset, const OptionalTensor& key_lengths, const OptionalTensor& mask_bits,
-    const OptionalTensor& row_bounds, const std::vector<Tensor>& block_table, const OptionalTensor& bias,
-    const OptionalTensor& sinks, const OptionalTensor& alibi_slopes, double scale, double softcap, double dropout_p,
+    const OptionalTensor& band_offset, const OptionalTensor& key_lengths,
+    const OptionalTensor& mask_bits, const OptionalTensor& row_bounds,
+    const std::vector<Tensor>& block_table, const OptionalTensor& bias, const OptionalTensor& sinks,
+    const OptionalTensor& alibi_slopes, double scale, double softcap, double dropout_p,
     const OptionalTensor& dropout_seed) {
   return forward("_attention_forward",
-                 {query, key, value, {band, band_offset, key_lengths, mask_bits, row_bounds, block_table}, bias, sinks,
-                  alibi_slopes, scale, softcap, dropout_p, dropout_seed});
+                 {query,
+                  key,
+                  value,
+                  {band, band_offset, key_lengths, mask_bits, row_bounds, block_table},
+                  bias,
+                  sinks,
+                  alibi_slopes,
+                  scale,
+                  softcap,
+                  dropout_p,
+                  dropout_seed});
 }
 
 std::tuple<Tensor, Tensor> attention(
     const Tensor& query, const Tensor& key, const Tensor& value, const std::vector<int64_t>& band,
-    const OptionalTensor& band_offset, const OptionalTensor& key_lengths, const OptionalTensor& mask_bits,
-    const OptionalTensor& row_bounds, const std::vector<Tensor>& block_table, const OptionalTensor& bias,
-    const OptionalTensor& sinks, const OptionalTensor& alibi_slopes, std::optional<double> scale, double softcap,
+    const OptionalTensor& band_offset, const OptionalTensor& key_lengths,
+    const OptionalTensor& mask_bits, const OptionalTensor& row_bounds,
+    const std::vector<Tensor>& block_table, const OptionalTensor& bias, const OptionalTensor& sinks,
+    const OptionalTensor& alibi_slopes, std::optional<double> scale, double softcap,
     double dropout_p, const OptionalTensor& dropout_seed) {
   const double D = query.dim() == 4 ? static_cast<double>(query.size(3)) : 1;
-  return forward("attention",
-                 {query, key, value, {band, band_offset, key_lengths, mask_bits, row_bounds, block_table}, bias, sinks,
-                  alibi_slopes, scale.value_or(D > 0 ? 1 / std::sqrt(D) : 1), softcap, dropout_p, dropout_seed});
+  return forward("attention", {query,
+                               key,
+                               value,
+                               {band, band_offset, key_lengths, mask_bits, row_bounds, block_table},
+                               bias,
+                               sinks,
+                               alibi_slopes,
+                               scale.value_or(D > 0 ? 1 / std::sqrt(D) : 1),
+                               softcap,
+                               dropout_p,
+                               dropout_seed});
 }
 
 // The gradients asked for, and the workspace of the three passes.
 class Backward {
  public:
-  Backward(const Arguments& a, const Tensor& grad_out, const OptionalTensor& grad_lse, const Tensor& out,
-           const Tensor& lse, const std::vector<bool>& needs)
+  Backward(const Arguments& a, const Tensor& grad_out, const OptionalTensor& grad_lse,
+           const Tensor& out, const Tensor& lse, const std::vector<bool>& needs)
       : a_(a), index_(compute_index(a.query)), type_(accumulator_of(a.query.scalar_type())) {
     check(needs.size() == 6, "needs: expected 6 booleans, got ", needs.size());
     check_no_derivative("_attention_backward", {&grad_out, pointer(grad_lse)});
@@ -155,7 +183,8 @@ class Backward {
     run_items(k.attention_backward_rows[index_], p_);
     run_items(k.attention_backward[index_], p_);
     run_items(k.attention_backward_reduce[index_], p_);
-    return {gradients_[0], gradients_[1], gradients_[2], gradients_[3], gradients_[4], gradients_[5]};
+    return {gradients_[0], gradients_[1], gradients_[2],
+            gradients_[3], gradients_[4], gradients_[5]};
   }
 
  private:
@@ -165,18 +194,23 @@ class Backward {
   AttentionGradParams p_;
   std::vector<Tensor> gradients_, workspace_;
 
-  void fill_results(const Tensor& grad_out, const OptionalTensor& grad_lse, const Tensor& out, const Tensor& lse) {
+  void fill_results(const Tensor& grad_out, const OptionalTensor& grad_lse, const Tensor& out,
+                    const Tensor& lse) {
     const Sizes size = sizes_of(a_.query), full{size[0], size[1], size[2], p_.Dv};
     const auto matches = [&](const Tensor& t) {
-      return t.is_cpu() && t.dim() == 4 && sizes_of(t) == full && t.scalar_type() == a_.query.scalar_type();
+      return t.is_cpu() && t.dim() == 4 && sizes_of(t) == full &&
+             t.scalar_type() == a_.query.scalar_type();
     };
     const auto matches_lse = [&](const Tensor& t) {
-      return t.is_cpu() && t.dim() == 3 && sizes_of(t) == Sizes{size[0], size[1], size[2], 1} && t.scalar_type() == type_;
+      return t.is_cpu() && t.dim() == 3 && sizes_of(t) == Sizes{size[0], size[1], size[2], 1} &&
+             t.scalar_type() == type_;
     };
     check(matches(out), "out: expected what the forward operator gave, got ", describe(out));
     check(matches(grad_out), "grad_out: expected shape and dtype of out, got ", describe(grad_out));
     check(matches_lse(lse), "lse: expected what the forward operator gave, got ", describe(lse));
-    if (grad_lse) check(matches_lse(*grad_lse), "grad_lse: expected shape and dtype of lse, got ", describe(*grad_lse));
+    if (grad_lse)
+      check(matches_lse(*grad_lse), "grad_lse: expected shape and dtype of lse, got ",
+            describe(*grad_lse));
     p_.out = view_of(out);
     p_.grad_out = view_of(grad_out);
     p_.lse = view_of(lse);
@@ -213,7 +247,8 @@ class Backward {
     p_.dsinks.stride[1] = p_.dsinks.stride[0], p_.dsinks.stride[0] = 0;
     p_.dalibi_slopes = optional_gradient(needs[5], a_.alibi_slopes);
     p_.alibi_per_batch = a_.alibi_slopes && a_.alibi_slopes->dim() == 2;
-    if (!p_.alibi_per_batch) p_.dalibi_slopes.stride[1] = p_.dalibi_slopes.stride[0], p_.dalibi_slopes.stride[0] = 0;
+    if (!p_.alibi_per_batch)
+      p_.dalibi_slopes.stride[1] = p_.dalibi_slopes.stride[0], p_.dalibi_slopes.stride[0] = 0;
   }
 
   void* allocate(const std::vector<int64_t>& sizes, ScalarType type) {
@@ -228,15 +263,19 @@ class Backward {
     p_.row_delta = allocate({rows}, type_);
     p_.row_finite = static_cast<uint8_t*>(allocate({rows}, ScalarType::Byte));
     if (plan.dq_buffers > 0)
-      p_.dq_partial = allocate({p_.B * p_.Hkv, plan.dq_buffers, p_.group(), plan.dq_rows, plan.dq_width}, type_);
+      p_.dq_partial = allocate(
+          {p_.B * p_.Hkv, plan.dq_buffers, p_.group(), plan.dq_rows, plan.dq_width}, type_);
     if (p_.dsinks)
-      p_.sink_partial = static_cast<double*>(allocate({p_.B, p_.Hq, plan.row_blocks}, ScalarType::Double));
+      p_.sink_partial =
+          static_cast<double*>(allocate({p_.B, p_.Hq, plan.row_blocks}, ScalarType::Double));
     if (p_.dalibi_slopes)
-      p_.alibi_partial = static_cast<double*>(allocate({p_.B, p_.Hq, plan.chunks}, ScalarType::Double));
+      p_.alibi_partial =
+          static_cast<double*>(allocate({p_.B, p_.Hq, plan.chunks}, ScalarType::Double));
     if (p_.dbias) {
       const int64_t* size = p_.bias_size;
       const bool direct = plan.bias_slots == 1 && a_.bias->scalar_type() == type_;
-      Tensor sums = direct ? gradients_[3] : empty({plan.bias_slots, size[0], size[1], size[2], size[3]}, type_);
+      Tensor sums = direct ? gradients_[3]
+                           : empty({plan.bias_slots, size[0], size[1], size[2], size[3]}, type_);
       torch::stable::zero_(sums);
       workspace_.push_back(sums);
       p_.dbias_partial = sums.data_ptr();
@@ -245,27 +284,34 @@ class Backward {
 };
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> attention_backward(
-    const Tensor& grad_out, const OptionalTensor& grad_lse, const Tensor& query, const Tensor& key, const Tensor& value,
-    const Tensor& out, const Tensor& lse, const std::vector<int64_t>& band, const OptionalTensor& band_offset,
-    const OptionalTensor& key_lengths, const OptionalTensor& mask_bits, const OptionalTensor& row_bounds,
+    const Tensor& grad_out, const OptionalTensor& grad_lse, const Tensor& query, const Tensor& key,
+    const Tensor& value, const Tensor& out, const Tensor& lse, const std::vector<int64_t>& band,
+    const OptionalTensor& band_offset, const OptionalTensor& key_lengths,
+    const OptionalTensor& mask_bits, const OptionalTensor& row_bounds,
     const std::vector<Tensor>& block_table, const OptionalTensor& bias, const OptionalTensor& sinks,
     const OptionalTensor& alibi_slopes, double scale, double softcap, double dropout_p,
     const OptionalTensor& dropout_seed, const std::vector<bool>& needs) {
-  const Arguments a{query, key, value, {band, band_offset, key_lengths, mask_bits, row_bounds, block_table}, bias, sinks,
-                    alibi_slopes, scale, softcap, dropout_p, dropout_seed};
+  const Arguments a{
+      query,        key,
+      value,        {band, band_offset, key_lengths, mask_bits, row_bounds, block_table},
+      bias,         sinks,
+      alibi_slopes, scale,
+      softcap,      dropout_p,
+      dropout_seed};
   return Backward(a, grad_out, grad_lse, out, lse, needs).run();
 }
 
 #define ATTN_INPUT_SCHEMA "Tensor query, Tensor key, Tensor value, "
-#define ATTN_TERM_SCHEMA(scale)                                                                  \
-  ATTN_MASK_SCHEMA ", Tensor? bias, Tensor? sinks, Tensor? alibi_slopes, " scale                  \
+#define ATTN_TERM_SCHEMA(scale)                                                  \
+  ATTN_MASK_SCHEMA ", Tensor? bias, Tensor? sinks, Tensor? alibi_slopes, " scale \
                    " scale, float softcap, float dropout_p, Tensor? dropout_seed"
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(attention_ext, m) {
   m.def("attention(" ATTN_INPUT_SCHEMA ATTN_TERM_SCHEMA("float?") ") -> (Tensor out, Tensor lse)");
-  m.def("_attention_forward(" ATTN_INPUT_SCHEMA ATTN_TERM_SCHEMA("float") ") -> (Tensor out, Tensor lse)");
+  m.def("_attention_forward(" ATTN_INPUT_SCHEMA ATTN_TERM_SCHEMA(
+      "float") ") -> (Tensor out, Tensor lse)");
   m.def("_attention_backward(Tensor grad_out, Tensor? grad_lse, " ATTN_INPUT_SCHEMA
         "Tensor out, Tensor lse, " ATTN_TERM_SCHEMA("float")
         ", bool[] needs) -> (Tensor dq, Tensor dk, Tensor dv, Tensor dbias, Tensor dsinks, Tensor dalibi)");

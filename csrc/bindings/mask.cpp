@@ -8,7 +8,8 @@ namespace {
 
 const int64_t* checked_batch_values(const char* name, const OptionalTensor& t, int64_t B) {
   if (!t) return nullptr;
-  check(t->is_cpu() && t->scalar_type() == ScalarType::Long && t->dim() == 1 && t->size(0) == B && t->is_contiguous(),
+  check(t->is_cpu() && t->scalar_type() == ScalarType::Long && t->dim() == 1 && t->size(0) == B &&
+            t->is_contiguous(),
         name, ": expected contiguous int64 of shape (", B, ",) on the CPU, got ", describe(*t));
   return static_cast<const int64_t*>(t->data_ptr());
 }
@@ -24,13 +25,15 @@ Mask checked_mask(const MaskArguments& arguments, int64_t B, int64_t Hq, int64_t
   const auto& band = arguments.band;
   if (!band.empty()) {
     check(band.size() == 6, "band: expected 0 or 6 integers, got ", band.size());
-    check(band[2] == 1 && band[3] == 0 && band[4] == 0 && band[5] == 0,
-          "band: expected dilation 1, phase 0 and no global tokens, the only ones this version has");
+    check(
+        band[2] == 1 && band[3] == 0 && band[4] == 0 && band[5] == 0,
+        "band: expected dilation 1, phase 0 and no global tokens, the only ones this version has");
     mask.lower = std::clamp(band[0], -kUnbounded, kUnbounded);
     mask.upper = std::clamp(band[1], -kUnbounded, kUnbounded);
   }
   check(!arguments.row_bounds, "row_bounds: expected None, this version has no kernels for it");
-  check(arguments.block_table.empty(), "block_table: expected [], this version has no kernels for it");
+  check(arguments.block_table.empty(),
+        "block_table: expected [], this version has no kernels for it");
   mask.band_offset = checked_batch_values("band_offset", arguments.band_offset, B);
   mask.key_lengths = checked_batch_values("key_lengths", arguments.key_lengths, B);
   for (int64_t b = 0; b < B; ++b) {
@@ -38,16 +41,18 @@ Mask checked_mask(const MaskArguments& arguments, int64_t B, int64_t Hq, int64_t
       check(-kUnbounded / 2 <= mask.band_offset[b] && mask.band_offset[b] <= kUnbounded / 2,
             "band_offset: expected -2**61 to 2**61, got ", mask.band_offset[b]);
     if (mask.key_lengths)
-      check(mask.key_lengths[b] >= 0 && mask.key_lengths[b] <= Lk, "key_lengths: expected 0 to ", Lk, ", got ",
-            mask.key_lengths[b]);
+      check(mask.key_lengths[b] >= 0 && mask.key_lengths[b] <= Lk, "key_lengths: expected 0 to ",
+            Lk, ", got ", mask.key_lengths[b]);
   }
   if (const OptionalTensor& bits = arguments.mask_bits) {
     const Sizes size = sizes_of(*bits);
-    check(bits->is_cpu() && bits->scalar_type() == ScalarType::Long && bits->dim() == 4 && full_or_one(size[0], B) &&
-              full_or_one(size[1], Hq) && full_or_one(size[2], Lq) && size[3] == (Lk + 63) / 64,
-          "mask_bits: expected int64 of shape (", B, " or 1, ", Hq, " or 1, ", Lq, " or 1, ", (Lk + 63) / 64,
-          ") on the CPU, got ", describe(*bits));
-    check(size[3] <= 1 || bits->stride(3) == 1, "mask_bits: expected the words of a row side by side");
+    check(bits->is_cpu() && bits->scalar_type() == ScalarType::Long && bits->dim() == 4 &&
+              full_or_one(size[0], B) && full_or_one(size[1], Hq) && full_or_one(size[2], Lq) &&
+              size[3] == (Lk + 63) / 64,
+          "mask_bits: expected int64 of shape (", B, " or 1, ", Hq, " or 1, ", Lq, " or 1, ",
+          (Lk + 63) / 64, ") on the CPU, got ", describe(*bits));
+    check(size[3] <= 1 || bits->stride(3) == 1,
+          "mask_bits: expected the words of a row side by side");
     mask.bits = static_cast<const uint64_t*>(bits->data_ptr());
     mask.bits_stride_b = size[0] == 1 ? 0 : bits->stride(0);
     mask.bits_stride_h = size[1] == 1 ? 0 : bits->stride(1);
@@ -67,7 +72,8 @@ struct PackParams {
 
 void pack_row(const PackParams& p, int64_t row) {
   int64_t offset = 0, rest = row;
-  for (size_t d = p.sizes.size(); d-- > 0; rest /= p.sizes[d]) offset += rest % p.sizes[d] * p.strides[d];
+  for (size_t d = p.sizes.size(); d-- > 0; rest /= p.sizes[d])
+    offset += rest % p.sizes[d] * p.strides[d];
   const uint8_t* keep = p.keep + offset;
   for (int64_t w = 0; w < p.words_per_row; ++w) {
     uint64_t word = 0;
@@ -109,6 +115,8 @@ Tensor pack_mask_bits(const Tensor& keep) {
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(attention_ext, m) { m.def("_pack_mask_bits(Tensor keep) -> Tensor"); }
-STABLE_TORCH_LIBRARY_IMPL(attention_ext, CPU, m) { m.impl("_pack_mask_bits", TORCH_BOX(&pack_mask_bits)); }
+STABLE_TORCH_LIBRARY_IMPL(attention_ext, CPU, m) {
+  m.impl("_pack_mask_bits", TORCH_BOX(&pack_mask_bits));
+}
 
 }  // namespace attn

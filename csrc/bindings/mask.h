@@ -6,8 +6,9 @@
 namespace attn {
 
 // The schema text of the six mask arguments, in order.
-#define ATTN_MASK_SCHEMA                                                                        \
-  "SymInt[] band, Tensor? band_offset, Tensor? key_lengths, Tensor? mask_bits, Tensor? row_bounds, " \
+#define ATTN_MASK_SCHEMA                                                                 \
+  "SymInt[] band, Tensor? band_offset, Tensor? key_lengths, Tensor? mask_bits, Tensor? " \
+  "row_bounds, "                                                                         \
   "Tensor[] block_table"
 
 struct MaskArguments {

@@ -6,18 +6,27 @@ namespace {
 
 const char* type_name(ScalarType type) {
   switch (type) {
-    case ScalarType::Float: return "float32";
-    case ScalarType::Double: return "float64";
-    case ScalarType::BFloat16: return "bfloat16";
-    case ScalarType::Half: return "float16";
-    case ScalarType::Bool: return "bool";
-    case ScalarType::Long: return "int64";
-    case ScalarType::Int: return "int32";
-    default: return "another dtype";
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::Double:
+      return "float64";
+    case ScalarType::BFloat16:
+      return "bfloat16";
+    case ScalarType::Half:
+      return "float16";
+    case ScalarType::Bool:
+      return "bool";
+    case ScalarType::Long:
+      return "int64";
+    case ScalarType::Int:
+      return "int32";
+    default:
+      return "another dtype";
   }
 }
 
-Tensor empty_strided(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, ScalarType type) {
+Tensor empty_strided(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
+                     ScalarType type) {
   AtenTensorHandle handle;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
       static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
@@ -43,10 +52,14 @@ bool is_floating(ScalarType type) {
 
 Dtype dtype_of(const Tensor& t) {
   switch (t.scalar_type()) {
-    case ScalarType::Double: return Dtype::kFloat64;
-    case ScalarType::BFloat16: return Dtype::kBFloat16;
-    case ScalarType::Half: return Dtype::kFloat16;
-    default: return Dtype::kFloat32;
+    case ScalarType::Double:
+      return Dtype::kFloat64;
+    case ScalarType::BFloat16:
+      return Dtype::kBFloat16;
+    case ScalarType::Half:
+      return Dtype::kFloat16;
+    default:
+      return Dtype::kFloat32;
   }
 }
 
@@ -55,7 +68,8 @@ View view_of(const Tensor& t) {
   view.data = t.data_ptr();
   view.dtype = dtype_of(t);
   const auto sizes = t.sizes(), strides = t.strides();
-  for (size_t i = 0; i < sizes.size() && i < 4; ++i) view.stride[i] = sizes[i] == 1 ? 0 : strides[i];
+  for (size_t i = 0; i < sizes.size() && i < 4; ++i)
+    view.stride[i] = sizes[i] == 1 ? 0 : strides[i];
   return view;
 }
 
@@ -78,17 +92,19 @@ Tensor empty_heads(const Sizes& sizes, const Tensor& like) {
   return empty({B, H, L, D}, like.scalar_type());
 }
 
-// resize_ to the size a tensor has changes nothing, and refuses one that is being differentiated: the stable ABI has
-// no question for it.
+// resize_ to the size a tensor has changes nothing, and refuses one that is being differentiated:
+// the stable ABI has no question for it.
 void check_no_derivative(const char* op, std::initializer_list<const Tensor*> inputs) {
   if (!aoti_torch_grad_mode_is_enabled()) return;
   for (const Tensor* t : inputs) {
     if (!t) continue;
-    std::array<StableIValue, 3> stack{torch::stable::detail::from(*t), torch::stable::detail::from(t->sizes()),
+    std::array<StableIValue, 3> stack{torch::stable::detail::from(*t),
+                                      torch::stable::detail::from(t->sizes()),
                                       torch::stable::detail::from(std::nullopt)};
-    const bool refused =
-        torch_call_dispatcher("aten::resize_", "", stack.data(), TORCH_ABI_VERSION) != AOTI_TORCH_SUCCESS;
-    check(!refused, op, ": an input requires a derivative, which this operator does not have by itself; ",
+    const bool refused = torch_call_dispatcher("aten::resize_", "", stack.data(),
+                                               TORCH_ABI_VERSION) != AOTI_TORCH_SUCCESS;
+    check(!refused, op,
+          ": an input requires a derivative, which this operator does not have by itself; ",
           "call attention_ext.attention of the Python package");
     Tensor same = torch::stable::detail::to<Tensor>(stack[0]);
   }

@@ -9,8 +9,8 @@
 
 namespace attn {
 
-// Runs every item of a kernel. Threads take the next item as they come free, so that the heavy ones, which come
-// first, even out; which thread runs an item has no influence on its result.
+// Runs every item of a kernel. Threads take the next item as they come free, so that the heavy
+// ones, which come first, even out; which thread runs an item has no influence on its result.
 template <class Params>
 void run_items(const Kernel<Params>& kernel, const Params& params) {
   const Plan plan = kernel.plan(params);
@@ -21,7 +21,8 @@ void run_items(const Kernel<Params>& kernel, const Params& params) {
   char* base = static_cast<char*>(scratch.data_ptr());
   std::atomic<int64_t> next{0};
   torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t) {
-    for (int64_t item; (item = next++) < plan.items;) kernel.run(params, item, base + begin * scratch_bytes);
+    for (int64_t item; (item = next++) < plan.items;)
+      kernel.run(params, item, base + begin * scratch_bytes);
   });
 }
 

@@ -1,5 +1,6 @@
-// The mask: which keys a query may attend to. Kernels ask about ranges and tiles first and look at single
-// pairs, as 64-bit row maps, only in partial tiles. Mask = Band & key lengths & bit map, each part optional.
+// The mask: which keys a query may attend to. Kernels ask about ranges and tiles first and look at
+// single pairs, as 64-bit row maps, only in partial tiles. Mask = Band & key lengths & bit map,
+// each part optional.
 #pragma once
 
 #include <cstdint>
@@ -36,7 +37,8 @@ struct Mask {
 
   const int64_t* key_lengths = nullptr;  // (B,), each 0..Lk
 
-  // bit j % 64 of word (b, h, i, j / 64): the pair is allowed. A stride is 0 where the map is broadcast.
+  // bit j % 64 of word (b, h, i, j / 64): the pair is allowed. A stride is 0 where the map is
+  // broadcast.
   const uint64_t* bits = nullptr;
   int64_t bits_stride_b = 0, bits_stride_h = 0, bits_stride_q = 0;
 
@@ -62,7 +64,8 @@ struct Mask {
 
   // Every query of `rows` may see every key of `keys`, by band and length alone.
   ATTN_HD bool covers(int64_t b, Range rows, Range keys) const {
-    return !bits && row_interval(b, rows.begin).contains(keys) && row_interval(b, rows.end - 1).contains(keys);
+    return !bits && row_interval(b, rows.begin).contains(keys) &&
+           row_interval(b, rows.end - 1).contains(keys);
   }
 
   // Row map: bit t is set iff query i may see key j0 + t.

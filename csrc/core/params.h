@@ -38,40 +38,41 @@ struct AttentionParams {
   ATTN_HD int64_t group() const { return Hq / Hkv; }
 };
 
-// How the backward pass is cut into tasks: a function of shapes and mask alone, never of the thread count, so
-// that neither are the results. A task is one chunk of key blocks of one (b, key head).
+// How the backward pass is cut into tasks: a function of shapes and mask alone, never of the thread
+// count, so that neither are the results. A task is one chunk of key blocks of one (b, key head).
 struct GradPlan {
   int64_t chunks = 1;
   bool contiguous = false;  // chunk c holds neighbouring key blocks, else blocks c, c + chunks, ...
-  // A bias gradient too large to keep once per task is shared by tasks merged into one, which runs through the
-  // batch rows or key heads the bias is broadcast over; otherwise each such task adds into a slot of its own.
+  // A bias gradient too large to keep once per task is shared by tasks merged into one, which runs
+  // through the batch rows or key heads the bias is broadcast over; otherwise each such task adds
+  // into a slot of its own.
   bool merge_batch = false, merge_heads = false;
   int64_t bias_slots = 1;
-  // dq of a chunk: rows it may reach and their padded width. Chunk 0 adds straight into dq where `dq_direct`.
+  // dq of a chunk: rows it may reach and their padded width. Chunk 0 adds straight into dq where
+  // `dq_direct`.
   bool dq_direct = false;
   int64_t dq_rows = 0, dq_width = 0, dq_buffers = 0;  // buffers per (b, key head)
   int64_t row_blocks = 0;                             // of the row statistics, per (b, h)
 };
 
 struct AttentionGradParams : AttentionParams {
-  View grad_out;              // (B, Hq, Lq, Dv)
-  View grad_lse;              // (B, Hq, Lq, 1), absent = 0
-  View dq, dk, dv;            // like query, key, value; absent = not asked for
-  View dbias;                 // like bias, contiguous; absent = not asked for
-  View dsinks, dalibi_slopes; // (1, Hq, 1, 1), (1 or B, Hq, 1, 1)
+  View grad_out;               // (B, Hq, Lq, Dv)
+  View grad_lse;               // (B, Hq, Lq, 1), absent = 0
+  View dq, dk, dv;             // like query, key, value; absent = not asked for
+  View dbias;                  // like bias, contiguous; absent = not asked for
+  View dsinks, dalibi_slopes;  // (1, Hq, 1, 1), (1 or B, Hq, 1, 1)
   bool alibi_per_batch = false;
   int64_t bias_size[4] = {1, 1, 1, 1};
 
   GradPlan plan;
   // Workspace in the compute type (float or double) unless said.
-  void* row_lse = nullptr;         // [2, B, Hq, Lq], two parts to subtract in turn, in units of the scores;
-                                   // +inf for an empty row
-  void* row_delta = nullptr;       // [B, Hq, Lq], sum_d grad_out * out - grad_lse
-  uint8_t* row_finite = nullptr;   // [B, Hq, Lq], of query and grad_out
-  void* dq_partial = nullptr;      // [B, Hkv, dq_buffers, group, dq_rows, dq_width]
-  void* dbias_partial = nullptr;   // [bias_slots, bias], zeroed
-  double* sink_partial = nullptr;  // [B, Hq, row_blocks]
-  double* alibi_partial = nullptr; // [B, Hq, chunks]
+  void* row_lse = nullptr;  // [2, B, Hq, Lq], two parts to subtract in turn; +inf for an empty row
+  void* row_delta = nullptr;        // [B, Hq, Lq], sum_d grad_out * out - grad_lse
+  uint8_t* row_finite = nullptr;    // [B, Hq, Lq], of query and grad_out
+  void* dq_partial = nullptr;       // [B, Hkv, dq_buffers, group, dq_rows, dq_width]
+  void* dbias_partial = nullptr;    // [bias_slots, bias], zeroed
+  double* sink_partial = nullptr;   // [B, Hq, row_blocks]
+  double* alibi_partial = nullptr;  // [B, Hq, chunks]
 };
 
 }  // namespace attn

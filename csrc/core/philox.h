@@ -1,5 +1,6 @@
-// Philox4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3", 2011), and the
-// dropout draw made of it: a function of (seed, b, h, q, k) alone, the same on every device.
+// Philox4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3", 2011),
+// and the dropout draw made of it: a function of (seed, b, h, q, k) alone, the same on every
+// device.
 #pragma once
 
 #include <cstdint>
@@ -26,7 +27,8 @@ ATTN_HD inline Philox4 philox(uint64_t seed, uint32_t c0, uint32_t c1, uint32_t 
   return {{c0, c1, c2, c3}};
 }
 
-// Weight (b, h, q, k) is dropped iff its 32 random bits fall below the threshold p * 2**32; `all` is p = 1.
+// Weight (b, h, q, k) is dropped iff its 32 random bits fall below the threshold p * 2**32; `all`
+// is p = 1.
 struct Dropout {
   uint64_t seed = 0;
   uint32_t threshold = 0;

@@ -26,7 +26,9 @@ ATTN_HD inline uint32_t float_to_bits(float value) {
   return bits;
 }
 
-ATTN_HD inline float bfloat16_to_float(uint16_t bits) { return bits_to_float(uint32_t{bits} << 16); }
+ATTN_HD inline float bfloat16_to_float(uint16_t bits) {
+  return bits_to_float(uint32_t{bits} << 16);
+}
 
 // Round to nearest even; a NaN keeps its sign and becomes quiet.
 ATTN_HD inline uint16_t float_to_bfloat16(float value) {
@@ -55,7 +57,8 @@ ATTN_HD inline uint16_t float_to_float16(float value) {
   if (magnitude > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u);
   if (magnitude >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);
   if (magnitude < 0x38800000u) {
-    // Adding 0.5 aligns the bits of a subnormal half at the bottom of the mantissa, rounded by the adder.
+    // Adding 0.5 aligns the bits of a subnormal half at the bottom of the mantissa, rounded by the
+    // adder.
     const float aligned = bits_to_float(magnitude) + 0.5f;
     return static_cast<uint16_t>(sign | (float_to_bits(aligned) - 0x3f000000u));
   }

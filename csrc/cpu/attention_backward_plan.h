@@ -1,7 +1,7 @@
 // How the backward pass is cut up; see GradPlan. Included by kernels.inl.
 
 constexpr int64_t kTasksWanted = 32;
-constexpr int64_t kBlocksPerChunk = 8;     // at least
+constexpr int64_t kBlocksPerChunk = 8;    // at least
 constexpr int64_t kStatisticsRows = 512;  // per work item of the first pass
 
 // Key blocks of chunk c of one head: first, first + step, ... < end.
@@ -34,13 +34,16 @@ GradPlan plan_attention_backward(const AttentionGradParams& p) {
   }
   const int64_t units = (plan.merge_batch ? 1 : p.B) * (plan.merge_heads ? 1 : p.Hkv);
   const int64_t blocks = (p.Lk + kKeyBlock - 1) / kKeyBlock;
-  plan.chunks = max64(1, min64((kTasksWanted + units - 1) / max64(1, units), blocks / kBlocksPerChunk));
-  // A band bounded on both sides reaches few rows from neighbouring keys; else deal blocks out for balance.
+  plan.chunks =
+      max64(1, min64((kTasksWanted + units - 1) / max64(1, units), blocks / kBlocksPerChunk));
+  // A band bounded on both sides reaches few rows from neighbouring keys; else deal blocks out for
+  // balance.
   plan.contiguous = p.mask.lower > -p.mask.Lk - p.mask.Lq && p.mask.upper < p.mask.Lk + p.mask.Lq &&
                     p.mask.upper - p.mask.lower < p.Lk / 2;
   if (p.dbias)
     plan.bias_slots = (size[0] == 1 && !plan.merge_batch ? p.B : 1) *
-                      (size[1] == 1 && !plan.merge_heads ? p.Hkv : 1) * (size[3] == 1 ? plan.chunks : 1);
+                      (size[1] == 1 && !plan.merge_heads ? p.Hkv : 1) *
+                      (size[3] == 1 ? plan.chunks : 1);
   plan.row_blocks = (p.Lq + kStatisticsRows - 1) / kStatisticsRows;
   if (p.dq) {
     plan.dq_width = (p.D + kLanes<A> - 1) / kLanes<A> * kLanes<A>;
@@ -55,7 +58,8 @@ GradPlan plan_attention_backward(const AttentionGradParams& p) {
   return plan;
 }
 
-// The dq rows a chunk adds into: row i of head g of the group lies at data + g * head + (i - first) * width.
+// The dq rows a chunk adds into: row i of head g of the group lies at data + g * head + (i - first)
+// * width.
 template <class A>
 struct ChunkDq {
   A* data = nullptr;
@@ -66,8 +70,12 @@ template <class A>
 ChunkDq<A> chunk_dq(const AttentionGradParams& p, int64_t b, int64_t hkv, int64_t chunk) {
   const GradPlan& plan = p.plan;
   if (plan.dq_direct && chunk == 0)
-    return {reinterpret_cast<A*>(p.dq.at(b, hkv * p.group(), 0)), p.dq.stride[1], p.dq.stride[2], {0, p.Lq}};
+    return {reinterpret_cast<A*>(p.dq.at(b, hkv * p.group(), 0)),
+            p.dq.stride[1],
+            p.dq.stride[2],
+            {0, p.Lq}};
   const int64_t buffer = (b * p.Hkv + hkv) * plan.dq_buffers + chunk - (plan.dq_direct ? 1 : 0);
   const int64_t head = plan.dq_rows * plan.dq_width;
-  return {static_cast<A*>(p.dq_partial) + buffer * p.group() * head, head, plan.dq_width, chunk_rows(p, b, chunk)};
+  return {static_cast<A*>(p.dq_partial) + buffer * p.group() * head, head, plan.dq_width,
+          chunk_rows(p, b, chunk)};
 }

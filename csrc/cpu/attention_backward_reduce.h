@@ -1,6 +1,6 @@
-// After the backward pass: partial sums of the tasks are added in task order, whatever order they ran in.
-// Work items are blocks of dq rows, then one item each for the bias, sinks and ALiBi slopes.
-// Included by kernels.inl.
+// After the backward pass: partial sums of the tasks are added in task order, whatever order they
+// ran in. Work items are blocks of dq rows, then one item each for the bias, sinks and ALiBi
+// slopes. Included by kernels.inl.
 
 constexpr int64_t kReduceRows = 64;
 
@@ -12,7 +12,9 @@ struct AttentionBackwardReduce {
     const bool done = !p.dq || (p.plan.dq_direct && p.plan.chunks == 1);
     return done ? 0 : p.B * p.Hq * ((p.Lq + kReduceRows - 1) / kReduceRows);
   }
-  static Plan plan(const Params& p) { return {dq_items(p) + 3, p.plan.dq_width * int64_t{sizeof(A)}}; }
+  static Plan plan(const Params& p) {
+    return {dq_items(p) + 3, p.plan.dq_width * int64_t{sizeof(A)}};
+  }
 
   static void run(const Params& p, int64_t item, void* scratch) {
     const int64_t small = item - dq_items(p);
@@ -35,11 +37,12 @@ struct AttentionBackwardReduce {
         const ChunkDq<A> dq = chunk_dq<A>(p, b, h / p.group(), c);
         if (!dq.rows.contains({i, i + 1})) continue;
         const A* row = dq.data + g * dq.head + (i - dq.rows.begin) * dq.width;
-        for (int64_t d = 0; d < p.plan.dq_width; d += W) store(sum + d, load(sum + d) + load(row + d));
+        for (int64_t d = 0; d < p.plan.dq_width; d += W)
+          store(sum + d, load(sum + d) + load(row + d));
       }
       for (int64_t d = 0; d < p.D; d += W)
-        store_elements<A>(p.dq.at(b, h, i, d), p.dq.dtype, p.dq.stride[3], static_cast<int>(min64(W, p.D - d)),
-                          load(sum + d));
+        store_elements<A>(p.dq.at(b, h, i, d), p.dq.dtype, p.dq.stride[3],
+                          static_cast<int>(min64(W, p.D - d)), load(sum + d));
     }
   }
 
@@ -55,7 +58,8 @@ struct AttentionBackwardReduce {
   }
 
   // out[h] or out[b, h] = sum of partial[b, h, 0 .. parts-1]
-  static void reduce_heads(const Params& p, const View& out, const double* partial, int64_t parts, bool per_batch) {
+  static void reduce_heads(const Params& p, const View& out, const double* partial, int64_t parts,
+                           bool per_batch) {
     for (int64_t h = 0; h < p.Hq; ++h) {
       double sum = 0;
       for (int64_t b = 0; b < p.B; ++b) {

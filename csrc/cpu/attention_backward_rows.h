@@ -23,12 +23,11 @@ class AttentionBackwardRows {
 
  private:
   const Params& p_;
-  const bool natural_;
   int64_t b_ = 0, h_ = 0;
   A *dout_row_, *row_;
   char* forward_scratch_;
 
-  AttentionBackwardRows(const Params& p, Arena& arena) : p_(p), natural_(has_natural_scores(p)) {
+  AttentionBackwardRows(const Params& p, Arena& arena) : p_(p) {
     dout_row_ = arena.take<A>(p.Dv);
     row_ = arena.take<A>(max64(p.D, p.Dv));
     forward_scratch_ = arena.take<char>(AttentionForward<A>::plan(p).scratch_bytes);
@@ -48,23 +47,28 @@ class AttentionBackwardRows {
       split_lse(i, lse, lse_low);
       const double delta = row_delta(i, &p_.row_finite[at]);
       static_cast<A*>(p_.row_delta)[at] = static_cast<A>(delta);
-      const double unit = natural_ ? 1 : kLog2e;
-      if (sink != -INFINITY) dsink -= std::exp((sink * unit - *lse - *lse_low) / unit) * delta;
+      if (sink != -INFINITY) dsink -= std::exp(sink - *lse - *lse_low) * delta;
     }
     if (p_.sink_partial) p_.sink_partial[item] = dsink;
   }
 
-  // lse in the units of the scores, in two parts where one is too coarse. The weights exp(s - lse) of an empty row
-  // become exp(-inf) = 0.
+  // lse in two parts where one is too coarse. The weights exp(s - lse) of an empty row become
+  // exp(-inf) = 0.
   void split_lse(int64_t i, A* lse, A* lse_low) {
-    const double unit = natural_ ? 1 : kLog2e;
     const double value = load_scalar(p_.lse.at(b_, h_, i), p_.lse.dtype);
-    *lse = static_cast<A>(value == -INFINITY ? INFINITY : value * unit);
+    *lse = static_cast<A>(value == -INFINITY ? INFINITY : value);
     *lse_low = 0;
     if (std::abs(value) < kLargeLse<A> || !(std::abs(value) < INFINITY)) return;
-    A l;
-    AttentionForward<A>::row_state(p_, b_, h_, i, forward_scratch_, lse, &l);
-    *lse_low = static_cast<A>(std::log(static_cast<double>(l)) * unit);
+    A m, l;
+    AttentionForward<A>::row_state(p_, b_, h_, i, forward_scratch_, &m, &l);
+    if (p_.sinks) {
+      const double sink = load_scalar(p_.sinks.at(0, h_, 0), p_.sinks.dtype);
+      const double top = std::fmax(static_cast<double>(m), sink);
+      l = static_cast<A>((l == 0 ? 0 : l * std::exp(m - top)) + std::exp(sink - top));
+      m = static_cast<A>(top);
+    }
+    *lse = m;
+    *lse_low = static_cast<A>(std::log(static_cast<double>(l)));
   }
 
   // A non-finite dout that meets an output of 0, as that of an empty row is, counts as 0.

@@ -2,7 +2,8 @@
 
 constexpr int kKeyBlock = 64;  // one word of a row map
 
-// A 64-bit map per lane, kept in words as wide as a lane so that a bit test is one vector operation.
+// A 64-bit map per lane, kept in words as wide as a lane so that a bit test is one vector
+// operation.
 template <class A>
 struct LaneMaps {
   static constexpr int kBits = 8 * sizeof(A);
@@ -10,7 +11,8 @@ struct LaneMaps {
   Word<A> word[64 / kBits][kTileLanes];
 
   void set(int lane, uint64_t map) {
-    for (int part = 0; part < 64 / kBits; ++part) word[part][lane] = static_cast<Word<A>>(map >> (part * kBits));
+    for (int part = 0; part < 64 / kBits; ++part)
+      word[part][lane] = static_cast<Word<A>>(map >> (part * kBits));
   }
   // Lanes of vector v whose map has bit j.
   ATTN_INLINE IntVec<A> test(int j, int v) const {
@@ -21,7 +23,8 @@ struct LaneMaps {
 };
 
 // Bit t: the weight of key j0 + t survives dropout, t < n.
-inline uint64_t kept_map(const Dropout& dropout, int64_t b, int64_t h, int64_t i, int64_t j0, int n) {
+inline uint64_t kept_map(const Dropout& dropout, int64_t b, int64_t h, int64_t i, int64_t j0,
+                         int n) {
   uint64_t map = 0;
   for (int64_t group = j0 / 4; group * 4 < j0 + n; ++group) {
     const uint64_t keep = dropout.keep4(b, h, i, group);
@@ -37,6 +40,8 @@ bool has_natural_rows(const View& view) {
   return view.dtype == kComputeDtype<A> && view.stride[3] == 1;
 }
 
-// Scores in natural units; without further terms they are in units of log 2, which costs nothing: the factor
-// goes into the scale.
-inline bool has_natural_scores(const AttentionParams& p) { return p.bias || p.alibi_slopes || p.score.softcap != 0; }
+// Nothing acts on the products of queries and keys but the scale. (With scale 0 a masked -inf would
+// turn into NaN.)
+inline bool has_plain_scores(const AttentionParams& p) {
+  return !p.bias && !p.alibi_slopes && p.score.softcap == 0 && p.score.scale != 0;
+}

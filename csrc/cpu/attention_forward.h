@@ -1,8 +1,9 @@
 // Attention forward, one work item: a block of query rows of one (b, key head).
 //   out = softmax(s) v,  lse = log(sum_j exp(s_j)),  s as in core/score.h
-// Rows are (query, head of the group) pairs, heads fastest, one row per lane: scores and outputs are kept
-// transposed, s[key][row] and o[column][row], so that the softmax needs no horizontal reduction, keys and
-// values are read where they lie, and the heads of a group share them. Included by kernels.inl.
+// Rows are (query, head of the group) pairs, heads fastest, one row per lane: scores and outputs
+// are kept transposed, s[key][row] and o[column][row], so that the softmax needs no horizontal
+// reduction, keys and values are read where they lie, and the heads of a group share them. Included
+// by kernels.inl.
 
 constexpr int kTilesPerItem = 4;
 
@@ -35,8 +36,9 @@ class AttentionForward {
     AttentionForward(p, arena).run_item(item);
   }
 
-  // The maximum and sum of one row, in the units of its scores.
-  static void row_state(const AttentionParams& p, int64_t b, int64_t h, int64_t i, void* scratch, A* m, A* l) {
+  // The maximum and sum of one row, without a sink.
+  static void row_state(const AttentionParams& p, int64_t b, int64_t h, int64_t i, void* scratch,
+                        A* m, A* l) {
     Arena arena(scratch);
     AttentionForward forward(p, arena);
     forward.b_ = b;
@@ -44,13 +46,16 @@ class AttentionForward {
     RowTile<A>& tile = forward.tiles_[0];
     forward.start_tile(tile, i * p.group() + h % p.group(), 1);
     forward.visit_blocks(tile.keys, 1);
-    *m = tile.m[0];
+    *m = tile.m[0] * forward.unit_;
     *l = tile.l[0];
   }
 
  private:
   const AttentionParams& p_;
-  const bool natural_;  // scores in natural units, else in units of log 2
+  // Plain scores are kept as products q . k, the sign of the scale in q and its size in unit_,
+  // which turns a score into s; others have gone through adjust_scores and are s itself.
+  const bool plain_;
+  const A scale_, unit_;
   const int64_t rows_;  // of one key head
   int tiles_per_item_;
   int64_t blocks_;
@@ -62,7 +67,9 @@ class AttentionForward {
 
   AttentionForward(const AttentionParams& p, Arena& arena)
       : p_(p),
-        natural_(has_natural_scores(p)),
+        plain_(has_plain_scores(p)),
+        scale_(static_cast<A>(std::abs(p.score.scale))),
+        unit_(plain_ ? scale_ : A(1)),
         rows_(p.group() * p.Lq) {
     tiles_per_item_ = static_cast<int>(min64(kTilesPerItem, (rows_ + kTileLanes - 1) / kTileLanes));
     blocks_ = tiles_per_item_ ? (rows_ + rows_per_item() - 1) / rows_per_item() : 0;
@@ -94,7 +101,8 @@ class AttentionForward {
     for (int64_t row = row0; row < end; row += kTileLanes) {
       RowTile<A>& tile = tiles_[tiles++];
       start_tile(tile, row, static_cast<int>(min64(kTileLanes, end - row)));
-      if (!tile.keys.empty()) keys = {min64(keys.begin, tile.keys.begin), max64(keys.end, tile.keys.end)};
+      if (!tile.keys.empty())
+        keys = {min64(keys.begin, tile.keys.begin), max64(keys.end, tile.keys.end)};
     }
     visit_blocks(keys, tiles);
     for (int t = 0; t < tiles; ++t) finish_tile(tiles_[t]);
@@ -114,23 +122,16 @@ class AttentionForward {
     }
     tile.rows = {tile.i[0], tile.i[count - 1] + 1};
     tile.keys = p_.mask.key_range(b_, tile.rows);
-    const double unit = natural_ ? 1 : kLog2e;
-    pack_lanes<A>(rows, tile.vectors * W, p_.query.dtype, p_.query.stride[3], static_cast<int>(p_.D),
-                  static_cast<A>(p_.score.scale * unit), tile.q, kTileLanes);
+    pack_lanes<A>(rows, tile.vectors * W, p_.query.dtype, p_.query.stride[3],
+                  static_cast<int>(p_.D), p_.score.scale < 0 ? A(-1) : A(1), tile.q, kTileLanes);
     memset(tile.o, 0, sizeof(A) * p_.Dv * kTileLanes);
     for (int lane = 0; lane < kTileLanes; ++lane) {
       tile.m[lane] = -std::numeric_limits<A>::infinity();
       tile.l[lane] = 0;
     }
-    // A sink is a key of score `sink` and value 0 that came first.
-    for (int lane = 0; p_.sinks && lane < kTileLanes; ++lane) {
-      const double sink = load_scalar(p_.sinks.at(0, tile.h[lane], 0), p_.sinks.dtype);
-      tile.m[lane] = static_cast<A>(sink * unit);
-      tile.l[lane] = sink == -INFINITY ? 0 : 1;
-    }
     for (int lane = 0; p_.alibi_slopes && lane < kTileLanes; ++lane)
-      tile.slope[lane] =
-          static_cast<A>(load_scalar(p_.alibi_slopes.at(b_, tile.h[lane], 0), p_.alibi_slopes.dtype));
+      tile.slope[lane] = static_cast<A>(
+          load_scalar(p_.alibi_slopes.at(b_, tile.h[lane], 0), p_.alibi_slopes.dtype));
   }
 
   void visit_blocks(Range keys, int tiles) {
@@ -148,24 +149,31 @@ class AttentionForward {
     k = reinterpret_cast<const A*>(p_.key.at(b_, hkv, block.begin));
     v = reinterpret_cast<const A*>(p_.value.at(b_, hkv, block.begin));
     if (key_block_) {
-      copy_rows<A>(p_.key.at(b_, hkv, block.begin), ldk * size_of(p_.key.dtype), p_.key.dtype, p_.key.stride[3], n,
-                   static_cast<int>(p_.D), key_block_, static_cast<int>(p_.D));
+      copy_rows<A>(p_.key.at(b_, hkv, block.begin), ldk * size_of(p_.key.dtype), p_.key.dtype,
+                   p_.key.stride[3], n, static_cast<int>(p_.D), key_block_, static_cast<int>(p_.D));
       k = key_block_, ldk = p_.D;
     }
     if (value_block_) {
       copy_rows<A>(p_.value.at(b_, hkv, block.begin), ldv * size_of(p_.value.dtype), p_.value.dtype,
-                   p_.value.stride[3], n, static_cast<int>(p_.Dv), value_block_, static_cast<int>(p_.Dv));
+                   p_.value.stride[3], n, static_cast<int>(p_.Dv), value_block_,
+                   static_cast<int>(p_.Dv));
       v = value_block_, ldv = p_.Dv;
     }
     for (int t = 0; t < tiles; ++t) {
-      const Range keys{max64(block.begin, tiles_[t].keys.begin), min64(block.end, tiles_[t].keys.end)};
+      const Range keys{max64(block.begin, tiles_[t].keys.begin),
+                       min64(block.end, tiles_[t].keys.end)};
       if (keys.empty()) continue;
       const int64_t skipped = keys.begin - block.begin;
       const A *kt = k + skipped * ldk, *vt = v + skipped * ldv;
       switch (tiles_[t].vectors) {
-        case 1: visit_tile<1>(tiles_[t], keys, kt, ldk, vt, ldv); break;
-        case 2: visit_tile<2>(tiles_[t], keys, kt, ldk, vt, ldv); break;
-        default: visit_tile<3>(tiles_[t], keys, kt, ldk, vt, ldv);
+        case 1:
+          visit_tile<1>(tiles_[t], keys, kt, ldk, vt, ldv);
+          break;
+        case 2:
+          visit_tile<2>(tiles_[t], keys, kt, ldk, vt, ldv);
+          break;
+        default:
+          visit_tile<3>(tiles_[t], keys, kt, ldk, vt, ldv);
       }
     }
   }
@@ -190,37 +198,36 @@ class AttentionForward {
     const Kind kind = map_lanes(tile, keys);
     if (kind == Kind::kSkip) return;
     const int n = static_cast<int>(keys.end - keys.begin);
-    const bool plain = kind == Kind::kFull && !natural_;
     Vec<A> m[NV], alpha[NV];
     for (int x = 0; x < NV; ++x) m[x] = load(tile.m + x * W);
-    multiply_keys<NV>(tile.q, k, ldk, n, m, plain);
-    if (natural_)
+    multiply_keys<NV>(tile.q, k, ldk, n, m, plain_ && kind == Kind::kFull);
+    if (!plain_)
       adjust_scores<NV>(tile, keys, kind == Kind::kPartial, m);
     else if (kind == Kind::kPartial)
       mask_scores<NV>(n, m);
-    if (natural_)
-      exponentiate<NV, true>(tile, n, m, alpha);
-    else
-      exponentiate<NV, false>(tile, n, m, alpha);
+    exponentiate<NV>(tile, n, m, alpha);
     if (kept_) drop_weights<NV>(tile, keys);
     const bool some_masked = kind == Kind::kPartial || bias_;
     if (some_masked && !rows_finite(v, ldv, n, static_cast<int>(p_.Dv)))
       accumulate_seen<NV>(tile, kind == Kind::kPartial, v, ldv, n, alpha);
     else
-      accumulate_lanes<A, NV>(scores_, kTileLanes, v, ldv, n, static_cast<int>(p_.Dv), alpha, tile.o);
+      accumulate_lanes<A, NV>(scores_, kTileLanes, v, ldv, n, static_cast<int>(p_.Dv), alpha,
+                              tile.o);
   }
 
   // s[j] = k[j] . q; with `track` the maximum over j goes to m
   template <int NV>
   void multiply_keys(const A* q, const A* k, int64_t ldk, int n, Vec<A> (&m)[NV], bool track) {
     const int depth = static_cast<int>(p_.D);
-    for_row_tiles<kRows>(
-        0, n, [&]<int R>(int j) ATTN_INLINE_LAMBDA { key_tile<R, NV>(q, k + j * ldk, ldk, depth, j, m, track); });
+    for_row_tiles<kRows>(0, n, [&]<int R>(int j) ATTN_INLINE_LAMBDA {
+      key_tile<R, NV>(q, k + j * ldk, ldk, depth, j, m, track);
+    });
   }
   template <int R, int NV>
-  ATTN_INLINE void key_tile(const A* q, const A* k, int64_t ldk, int depth, int j, Vec<A> (&m)[NV], bool track) {
+  ATTN_INLINE void key_tile(const A* q, const A* k, int64_t ldk, int depth, int j, Vec<A> (&m)[NV],
+                            bool track) {
     Vec<A> s[R][NV];
-    dot_tile<A, R, NV>(k, ldk, q, kTileLanes, depth, s);
+    multiply_tile<A, R, NV>(k, ldk, 1, q, kTileLanes, depth, s);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
@@ -239,19 +246,21 @@ class AttentionForward {
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) {
         A* at = scores_ + j * kTileLanes + v * W;
-        const Vec<A> s = select<A>(maps_->test(j, v), load(at), set1(-std::numeric_limits<A>::infinity()));
+        const Vec<A> s =
+            select<A>(maps_->test(j, v), load(at), set1(-std::numeric_limits<A>::infinity()));
         m[v] = max<A>(m[v], s);
         store(at, s);
       }
   }
 
-  // s <- softcap(s) + bias - slope * |i' - j|, -inf where masked; m <- max(m, s)
+  // s <- softcap(scale * s) + bias - slope * |i' - j|, -inf where masked; m <- max(m, s)
   template <int NV>
   void adjust_scores(const RowTile<A>& tile, Range keys, bool partial, Vec<A> (&m)[NV]) {
     const int n = static_cast<int>(keys.end - keys.begin);
     if (bias_) {
       const char* rows[kTileLanes];
-      for (int lane = 0; lane < NV * W; ++lane) rows[lane] = p_.bias.at(b_, tile.h[lane], tile.i[lane], keys.begin);
+      for (int lane = 0; lane < NV * W; ++lane)
+        rows[lane] = p_.bias.at(b_, tile.h[lane], tile.i[lane], keys.begin);
       pack_lanes<A>(rows, NV * W, p_.bias.dtype, p_.bias.stride[3], n, A(1), bias_, kTileLanes);
     }
     const Vec<A> minus_infinity = set1(-std::numeric_limits<A>::infinity());
@@ -264,28 +273,29 @@ class AttentionForward {
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) {
         A* at = scores_ + j * kTileLanes + v * W;
-        Vec<A> s = load(at);
+        Vec<A> s = load(at) * set1(scale_);
         if (cap != 0) s = softcap_value(tanh(s / set1(cap)), set1(cap));
         if (bias_) {
           const Vec<A> bias = load(bias_ + j * kTileLanes + v * W);
           s = select<A>(bias == minus_infinity, minus_infinity, s + bias);
         }
-        if (p_.alibi_slopes) s += alibi_value(load(tile.slope + v * W), abs<A>(distance[v] - set1(static_cast<A>(j))));
+        if (p_.alibi_slopes)
+          s += alibi_value(load(tile.slope + v * W), abs<A>(distance[v] - set1(static_cast<A>(j))));
         if (partial) s = select<A>(maps_->test(j, v), s, minus_infinity);
         m[v] = max<A>(m[v], s);
         store(at, s);
       }
   }
 
-  // p = exp(s - m), alpha = exp(m_old - m), l <- l * alpha + sum p. While no key has come, m is -inf and 0 stands in.
-  template <int NV, bool kNatural>
+  // p = exp(s - m), alpha = exp(m_old - m), l <- l * alpha + sum p. While no key has come, m is
+  // -inf and 0 stands in.
+  template <int NV>
   void exponentiate(RowTile<A>& tile, int n, const Vec<A> (&m)[NV], Vec<A> (&alpha)[NV]) {
-    const Vec<A> unit = set1(static_cast<A>(kLog2e));
+    const Vec<A> unit = set1(static_cast<A>(unit_ * kLog2e));
     Vec<A> base[NV], sum[NV];
     for (int v = 0; v < NV; ++v) {
       base[v] = select<A>(m[v] == set1(-std::numeric_limits<A>::infinity()), Vec<A>{}, m[v]);
-      Vec<A> x = load(tile.m + v * W) - base[v];
-      alpha[v] = exp2(kNatural ? x * unit : x);
+      alpha[v] = exp2((load(tile.m + v * W) - base[v]) * unit);
       sum[v] = Vec<A>{};
       store(tile.m + v * W, m[v]);
     }
@@ -293,8 +303,7 @@ class AttentionForward {
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) {
         A* at = scores_ + j * kTileLanes + v * W;
-        const Vec<A> x = load(at) - base[v];
-        const Vec<A> weight = exp2(kNatural ? x * unit : x);
+        const Vec<A> weight = exp2((load(at) - base[v]) * unit);
         sum[v] += weight;
         store(at, weight);
       }
@@ -317,7 +326,8 @@ class AttentionForward {
 
   // o <- o * alpha + sum over the keys a row sees of p v: 0 * NaN must not reach the other rows.
   template <int NV>
-  void accumulate_seen(RowTile<A>& tile, bool partial, const A* values, int64_t ldv, int n, const Vec<A> (&alpha)[NV]) {
+  void accumulate_seen(RowTile<A>& tile, bool partial, const A* values, int64_t ldv, int n,
+                       const Vec<A> (&alpha)[NV]) {
     const Vec<A> minus_infinity = set1(-std::numeric_limits<A>::infinity());
     for (int c = 0; c < p_.Dv; ++c)
       for (int v = 0; v < NV; ++v) {
@@ -326,31 +336,38 @@ class AttentionForward {
         for (int j = 0; j < n; ++j) {
           Vec<A> next = fma(load(scores_ + j * kTileLanes + v * W), set1(values[j * ldv + c]), o);
           if (partial) next = select<A>(maps_->test(j, v), next, o);
-          if (bias_) next = select<A>(load(bias_ + j * kTileLanes + v * W) == minus_infinity, o, next);
+          if (bias_)
+            next = select<A>(load(bias_ + j * kTileLanes + v * W) == minus_infinity, o, next);
           o = next;
         }
         store(at, o);
       }
   }
 
-  static double lse(double m, double l) {
-    if (l == 0 || m == INFINITY) return l == 0 ? -INFINITY : INFINITY;
-    return m + std::log(l);
-  }
-
-  // out = o / l, lse = m + log l; a row that saw no key has l = 0
+  // out = o / l, lse = m + log l; a row that saw no key has l = 0. A sink is one more key of that
+  // score and value 0.
   void finish_tile(RowTile<A>& tile) {
     char* rows[kTileLanes];
-    A inverse[kTileLanes];
-    const double unit = natural_ ? 1 : 1 / kLog2e;
-    for (int lane = 0; lane < kTileLanes; ++lane) {
-      const A l = tile.l[lane];
-      rows[lane] = p_.out.at(b_, tile.h[lane], tile.i[lane]);
-      inverse[lane] = l == 0 ? A(0) : 1 / l;
+    A factor[kTileLanes];
+    for (int lane = 0; lane < tile.vectors * W; ++lane) {
+      const int64_t h = tile.h[lane], i = tile.i[lane];
+      double m = static_cast<double>(tile.m[lane]) * unit_, l = tile.l[lane], kept = 1;
+      if (p_.sinks) {
+        const double sink = load_scalar(p_.sinks.at(0, h, 0), p_.sinks.dtype);
+        const double top = std::fmax(m, sink);
+        kept = l == 0 ? 0 : std::exp(m - top);
+        l = l * kept + (sink == -INFINITY ? 0 : std::exp(sink - top));
+        m = top;
+      }
+      rows[lane] = p_.out.at(b_, h, i);
+      factor[lane] = static_cast<A>(l == 0 ? 0 : kept / l);
       if (lane < tile.count)
-        store_scalar(p_.lse.at(b_, tile.h[lane], tile.i[lane]), p_.lse.dtype, lse(tile.m[lane] * unit, l));
+        store_scalar(p_.lse.at(b_, h, i), p_.lse.dtype,
+                     l == 0          ? -INFINITY
+                     : m == INFINITY ? m
+                                     : m + std::log(l));
     }
-    unpack_lanes<A>(tile.o, kTileLanes, inverse, tile.count, static_cast<int>(p_.Dv), rows, p_.out.dtype,
-                    p_.out.stride[3]);
+    unpack_lanes<A>(tile.o, kTileLanes, factor, tile.count, static_cast<int>(p_.Dv), rows,
+                    p_.out.dtype, p_.out.stride[3]);
   }
 };

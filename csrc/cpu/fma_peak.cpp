@@ -6,10 +6,29 @@
 
 #include "cpu/thread_clock.h"
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
 namespace attn {
 namespace generic {
 namespace {
 constexpr size_t kVectorBytes = 16;
+#if defined(__aarch64__)
+inline float32x4_t multiply_add(float32x4_t x, float32x4_t a, float32x4_t b) {
+  return vfmaq_f32(b, x, a);
+}
+inline float64x2_t multiply_add(float64x2_t x, float64x2_t a, float64x2_t b) {
+  return vfmaq_f64(b, x, a);
+}
+#else
+template <class Vector>
+inline Vector multiply_add(Vector x, Vector a, Vector b) {
+  return x * a + b;
+}
+#endif
 #include "cpu/fma_peak_kernel.inl"
 }  // namespace
 }  // namespace generic
@@ -23,6 +42,8 @@ namespace attn {
 namespace avx2 {
 namespace {
 constexpr size_t kVectorBytes = 32;
+inline __m256 multiply_add(__m256 x, __m256 a, __m256 b) { return _mm256_fmadd_ps(x, a, b); }
+inline __m256d multiply_add(__m256d x, __m256d a, __m256d b) { return _mm256_fmadd_pd(x, a, b); }
 #include "cpu/fma_peak_kernel.inl"
 }  // namespace
 }  // namespace avx2
@@ -35,6 +56,8 @@ namespace attn {
 namespace avx512 {
 namespace {
 constexpr size_t kVectorBytes = 64;
+inline __m512 multiply_add(__m512 x, __m512 a, __m512 b) { return _mm512_fmadd_ps(x, a, b); }
+inline __m512d multiply_add(__m512d x, __m512d a, __m512d b) { return _mm512_fmadd_pd(x, a, b); }
 #include "cpu/fma_peak_kernel.inl"
 }  // namespace
 }  // namespace avx512

@@ -19,7 +19,7 @@ double run_chains(int64_t rounds) {
 #pragma GCC unroll 8
     for (int u = 0; u < kUnroll; ++u) {
 #pragma GCC unroll 12
-      for (int c = 0; c < kChains; ++c) x[c] = x[c] * a + b;
+      for (int c = 0; c < kChains; ++c) x[c] = multiply_add(x[c], a, b);
     }
   }
   Vector sum = x[0];

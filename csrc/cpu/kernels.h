@@ -1,5 +1,6 @@
-// The kernel table of one instruction set. A kernel is serial over one work item and knows neither torch nor
-// threads: the caller runs items 0 .. items-1 in any order on any thread, each thread with scratch of its own.
+// The kernel table of one instruction set. A kernel is serial over one work item and knows neither
+// torch nor threads: the caller runs items 0 .. items-1 in any order on any thread, each thread
+// with scratch of its own.
 #pragma once
 
 #include <cstdint>

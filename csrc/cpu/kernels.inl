@@ -1,9 +1,12 @@
 // The kernels of one instruction set. The including file names it (ATTN_ISA), its register width
-// (ATTN_VECTOR_BYTES) and switches the compiler to it, after every header that others share is read.
+// (ATTN_VECTOR_BYTES) and switches the compiler to it, after every header that others share is
+// read.
 namespace attn {
 namespace ATTN_ISA {
 namespace {
 
+// Each builds on those before it.
+// clang-format off
 #include "cpu/simd.h"
 #include "cpu/storage.h"
 #include "cpu/tile_gemm.h"
@@ -13,6 +16,7 @@ namespace {
 #include "cpu/attention_backward_rows.h"
 #include "cpu/attention_backward.h"
 #include "cpu/attention_backward_reduce.h"
+// clang-format on
 
 #define ATTN_STRING_(name) #name
 #define ATTN_STRING(name) ATTN_STRING_(name)

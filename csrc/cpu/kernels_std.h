@@ -1,5 +1,5 @@
-// Everything kernels.inl uses from elsewhere, read before the compiler is switched to an instruction set so
-// that no inline function shared with other files is compiled for it.
+// Everything kernels.inl uses from elsewhere, read before the compiler is switched to an
+// instruction set so that no inline function shared with other files is compiled for it.
 #pragma once
 
 #include <cmath>

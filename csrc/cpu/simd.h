@@ -1,6 +1,6 @@
-// The SIMD layer, written once on compiler vector extensions: ATTN_VECTOR_BYTES (16, 32, 64) is the register
-// width of the instruction set whose namespace includes this file. Intrinsics only where the extensions have
-// no word for the instruction. Included by kernels.inl.
+// The SIMD layer, written once on compiler vector extensions: ATTN_VECTOR_BYTES (16, 32, 64) is the
+// register width of the instruction set whose namespace includes this file. Intrinsics only where
+// the extensions have no word for the instruction. Included by kernels.inl.
 
 template <class T>
 struct VectorTraits;
@@ -58,8 +58,12 @@ ATTN_INLINE Vec<T> max(Vec<T> a, Vec<T> b) {
 }
 
 #if ATTN_VECTOR_BYTES == 64
-ATTN_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return _mm512_fmadd_ps(a, b, c); }
-ATTN_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) { return _mm512_fmadd_pd(a, b, c); }
+ATTN_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
+  return _mm512_fmadd_ps(a, b, c);
+}
+ATTN_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
+  return _mm512_fmadd_pd(a, b, c);
+}
 template <>
 ATTN_INLINE Vec<float> max<float>(Vec<float> a, Vec<float> b) {
   return _mm512_max_ps(a, b);
@@ -69,8 +73,12 @@ ATTN_INLINE Vec<double> max<double>(Vec<double> a, Vec<double> b) {
   return _mm512_max_pd(a, b);
 }
 #elif ATTN_VECTOR_BYTES == 32
-ATTN_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return _mm256_fmadd_ps(a, b, c); }
-ATTN_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) { return _mm256_fmadd_pd(a, b, c); }
+ATTN_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
+  return _mm256_fmadd_ps(a, b, c);
+}
+ATTN_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
+  return _mm256_fmadd_pd(a, b, c);
+}
 template <>
 ATTN_INLINE Vec<float> max<float>(Vec<float> a, Vec<float> b) {
   return _mm256_max_ps(a, b);
@@ -78,6 +86,11 @@ ATTN_INLINE Vec<float> max<float>(Vec<float> a, Vec<float> b) {
 template <>
 ATTN_INLINE Vec<double> max<double>(Vec<double> a, Vec<double> b) {
   return _mm256_max_pd(a, b);
+}
+#elif defined(__aarch64__)
+ATTN_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return vfmaq_f32(c, a, b); }
+ATTN_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
+  return vfmaq_f64(c, a, b);
 }
 #else
 ATTN_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return a * b + c; }
@@ -105,7 +118,8 @@ ATTN_INLINE Vec<T> iota() {
 template <class T>
 ATTN_INLINE IntVec<T> lanes_from_bits(Word<T> word) {
   IntVec<T> lane_bit{};
-  for (int l = 0; l < kLanes<T>; ++l) lane_bit[l] = typename std::make_signed<Word<T>>::type(1) << l;
+  for (int l = 0; l < kLanes<T>; ++l)
+    lane_bit[l] = typename std::make_signed<Word<T>>::type(1) << l;
   return (set1_int<T>(word) & lane_bit) != 0;
 }
 // x - x is 0 for finite x and NaN otherwise.
@@ -117,8 +131,8 @@ ATTN_INLINE bool all_finite(Vec<T> x) {
   return any == 0;
 }
 
-// 2**f on [-1/2, 1/2], relative minimax with 2**0 = 1 exactly, so that rescaling by 2**0 changes nothing: 9.1e-8
-// (float), 3e-18 (double).
+// 2**f on [-1/2, 1/2], relative minimax with 2**0 = 1 exactly, so that rescaling by 2**0 changes
+// nothing: 9.1e-8 (float), 3e-18 (double).
 ATTN_INLINE Vec<float> exp2_fraction(Vec<float> f) {
   Vec<float> p = set1(1.32647291e-3f);
   p = fma(p, f, set1(9.67151264e-3f));
@@ -128,10 +142,10 @@ ATTN_INLINE Vec<float> exp2_fraction(Vec<float> f) {
   return fma(p, f, set1(1.f));
 }
 ATTN_INLINE Vec<double> exp2_fraction(Vec<double> f) {
-  constexpr double c[] = {4.43528270695727715e-10, 7.0741056135081428e-9,   1.01781980216719308e-7,
-                          1.32154330896763992e-6,  1.52527334899885256e-5,  1.54035304625144321e-4,
-                          1.33335581467899217e-3,  9.61812910758833524e-3,  5.55041086648199216e-2,
-                          2.40226506959101562e-1,  6.9314718055994533e-1,   1.0};
+  constexpr double c[] = {4.43528270695727715e-10, 7.0741056135081428e-9,  1.01781980216719308e-7,
+                          1.32154330896763992e-6,  1.52527334899885256e-5, 1.54035304625144321e-4,
+                          1.33335581467899217e-3,  9.61812910758833524e-3, 5.55041086648199216e-2,
+                          2.40226506959101562e-1,  6.9314718055994533e-1,  1.0};
   Vec<double> p = set1(c[0]);
 #pragma GCC unroll 16
   for (int k = 1; k < 12; ++k) p = fma(p, f, set1(c[k]));
@@ -151,19 +165,22 @@ ATTN_INLINE Vec<double> exp2(Vec<double> x) {
   return _mm512_scalef_pd(exp2_fraction(x - n), n);
 }
 #else
-// The sum x + magic holds round(x) in its low mantissa bits; moved up they are an exponent. Results below the
-// smallest normal number are flushed to 0.
+// The sum x + magic holds round(x) in its low mantissa bits; moved up they are an exponent. Results
+// below the smallest normal number are flushed to 0.
 template <class T, int kMantissa, int kBias>
 ATTN_INLINE Vec<T> exp2_by_bits(Vec<T> x, T magic) {
   const IntVec<T> tiny = x < set1(static_cast<T>(1 - kBias));
   const Vec<T> shifted = x + set1(magic);
   const Vec<T> f = x - (shifted - set1(magic));
-  const IntVec<T> n = reinterpret_cast<IntVec<T>>(shifted) - reinterpret_cast<IntVec<T>>(set1(magic));
+  const IntVec<T> n =
+      reinterpret_cast<IntVec<T>>(shifted) - reinterpret_cast<IntVec<T>>(set1(magic));
   const Vec<T> power = reinterpret_cast<Vec<T>>((n + kBias) << kMantissa);
   return select<T>(tiny, Vec<T>{}, exp2_fraction(f) * power);
 }
 ATTN_INLINE Vec<float> exp2(Vec<float> x) { return exp2_by_bits<float, 23, 127>(x, 12582912.f); }
-ATTN_INLINE Vec<double> exp2(Vec<double> x) { return exp2_by_bits<double, 52, 1023>(x, 6755399441055744.); }
+ATTN_INLINE Vec<double> exp2(Vec<double> x) {
+  return exp2_by_bits<double, 52, 1023>(x, 6755399441055744.);
+}
 #endif
 
 constexpr double kLog2e = 1.4426950408889634074;
@@ -191,7 +208,8 @@ ATTN_INLINE Vec<double> tanh(Vec<double> x) {
 template <class T, int kStep, size_t... L>
 ATTN_INLINE void exchange(Vec<T>& a, Vec<T>& b, std::index_sequence<L...>) {
   constexpr int W = kLanes<T>;
-  const Vec<T> low = __builtin_shufflevector(a, b, ((L & kStep) == 0 ? int(L) : W + int(L) - kStep)...);
+  const Vec<T> low =
+      __builtin_shufflevector(a, b, ((L & kStep) == 0 ? int(L) : W + int(L) - kStep)...);
   b = __builtin_shufflevector(a, b, ((L & kStep) == 0 ? int(L) + kStep : W + int(L))...);
   a = low;
 }
@@ -200,7 +218,8 @@ ATTN_INLINE void transpose(Vec<T> (&x)[kLanes<T>]) {
   if constexpr (kStep < kLanes<T>) {
 #pragma GCC unroll 16
     for (int i = 0; i < kLanes<T>; ++i)
-      if ((i & kStep) == 0) exchange<T, kStep>(x[i], x[i + kStep], std::make_index_sequence<kLanes<T>>{});
+      if ((i & kStep) == 0)
+        exchange<T, kStep>(x[i], x[i + kStep], std::make_index_sequence<kLanes<T>>{});
     transpose<T, kStep * 2>(x);
   }
 }

@@ -1,18 +1,27 @@
-// Rows of any storage dtype and stride, read into and written from compute vectors. Included by kernels.inl.
+// Rows of any storage dtype and stride, read into and written from compute vectors. Included by
+// kernels.inl.
 
 ATTN_INLINE double load_scalar(const char* p, Dtype dtype) {
   switch (dtype) {
-    case Dtype::kFloat32: return *reinterpret_cast<const float*>(p);
-    case Dtype::kFloat64: return *reinterpret_cast<const double*>(p);
-    case Dtype::kBFloat16: return bfloat16_to_float(*reinterpret_cast<const uint16_t*>(p));
-    case Dtype::kFloat16: return float16_to_float(*reinterpret_cast<const uint16_t*>(p));
+    case Dtype::kFloat32:
+      return *reinterpret_cast<const float*>(p);
+    case Dtype::kFloat64:
+      return *reinterpret_cast<const double*>(p);
+    case Dtype::kBFloat16:
+      return bfloat16_to_float(*reinterpret_cast<const uint16_t*>(p));
+    case Dtype::kFloat16:
+      return float16_to_float(*reinterpret_cast<const uint16_t*>(p));
   }
   return 0;
 }
 ATTN_INLINE void store_scalar(char* p, Dtype dtype, double x) {
   switch (dtype) {
-    case Dtype::kFloat32: *reinterpret_cast<float*>(p) = static_cast<float>(x); break;
-    case Dtype::kFloat64: *reinterpret_cast<double*>(p) = x; break;
+    case Dtype::kFloat32:
+      *reinterpret_cast<float*>(p) = static_cast<float>(x);
+      break;
+    case Dtype::kFloat64:
+      *reinterpret_cast<double*>(p) = x;
+      break;
     case Dtype::kBFloat16:
       *reinterpret_cast<uint16_t*>(p) = float_to_bfloat16(static_cast<float>(x));
       break;
@@ -27,7 +36,8 @@ constexpr Dtype kComputeDtype = std::is_same_v<A, double> ? Dtype::kFloat64 : Dt
 
 // Elements 0 .. count-1 at p, p + stride, ... (stride in elements); the other lanes are 0.
 template <class A>
-__attribute__((noinline)) Vec<A> convert_elements(const char* p, Dtype dtype, int64_t stride, int count) {
+__attribute__((noinline)) Vec<A> convert_elements(const char* p, Dtype dtype, int64_t stride,
+                                                  int count) {
   constexpr int W = kLanes<A>;
   if constexpr (std::is_same_v<A, float>) {
     if (stride == 1 && count >= W) {
@@ -48,18 +58,21 @@ __attribute__((noinline)) Vec<A> convert_elements(const char* p, Dtype dtype, in
   }
   A lane[W] = {};
   const int64_t step = stride * size_of(dtype);
-  for (int l = 0; l < W && l < count; ++l) lane[l] = static_cast<A>(load_scalar(p + l * step, dtype));
+  for (int l = 0; l < W && l < count; ++l)
+    lane[l] = static_cast<A>(load_scalar(p + l * step, dtype));
   return load(lane);
 }
 template <class A>
 ATTN_INLINE Vec<A> load_elements(const char* p, Dtype dtype, int64_t stride, int count) {
-  if (dtype == kComputeDtype<A> && stride == 1 && count >= kLanes<A>) return load(reinterpret_cast<const A*>(p));
+  if (dtype == kComputeDtype<A> && stride == 1 && count >= kLanes<A>)
+    return load(reinterpret_cast<const A*>(p));
   return convert_elements<A>(p, dtype, stride, count);
 }
 
 // Lanes 0 .. count-1 to p, p + stride, ...
 template <class A>
-__attribute__((noinline)) void store_converted(char* p, Dtype dtype, int64_t stride, int count, Vec<A> v) {
+__attribute__((noinline)) void store_converted(char* p, Dtype dtype, int64_t stride, int count,
+                                               Vec<A> v) {
   constexpr int W = kLanes<A>;
 #if ATTN_VECTOR_BYTES >= 32
   if constexpr (std::is_same_v<A, float>) {
@@ -77,21 +90,25 @@ __attribute__((noinline)) void store_converted(char* p, Dtype dtype, int64_t str
   A lane[W];
   store(lane, v);
   const int64_t step = stride * size_of(dtype);
-  for (int l = 0; l < W && l < count; ++l) store_scalar(p + l * step, dtype, static_cast<double>(lane[l]));
+  for (int l = 0; l < W && l < count; ++l)
+    store_scalar(p + l * step, dtype, static_cast<double>(lane[l]));
 }
 template <class A>
 ATTN_INLINE void store_elements(char* p, Dtype dtype, int64_t stride, int count, Vec<A> v) {
-  if (dtype == kComputeDtype<A> && stride == 1 && count >= kLanes<A>) return store(reinterpret_cast<A*>(p), v);
+  if (dtype == kComputeDtype<A> && stride == 1 && count >= kLanes<A>)
+    return store(reinterpret_cast<A*>(p), v);
   store_converted<A>(p, dtype, stride, count, v);
 }
 
 // dst[i][c] = row i, columns 0 .. columns-1, for n rows `row_bytes` apart.
 template <class A>
-void copy_rows(const char* rows, int64_t row_bytes, Dtype dtype, int64_t stride, int n, int columns, A* dst, int ld) {
+void copy_rows(const char* rows, int64_t row_bytes, Dtype dtype, int64_t stride, int n, int columns,
+               A* dst, int ld) {
   constexpr int W = kLanes<A>;
   for (int i = 0; i < n; ++i, rows += row_bytes, dst += ld)
     for (int c = 0; c < columns; c += W) {
-      const Vec<A> x = load_elements<A>(rows + c * stride * size_of(dtype), dtype, stride, columns - c);
+      const Vec<A> x =
+          load_elements<A>(rows + c * stride * size_of(dtype), dtype, stride, columns - c);
       if (columns - c >= W)
         store(dst + c, x);
       else
@@ -99,16 +116,19 @@ void copy_rows(const char* rows, int64_t row_bytes, Dtype dtype, int64_t stride,
     }
 }
 
-// dst[c][lane] = factor * row[lane][c]: rows become lanes. dst has ld lanes a column, a multiple of the vector.
+// dst[c][lane] = factor * row[lane][c]: rows become lanes. dst has ld lanes a column, a multiple of
+// the vector.
 template <class A>
-void pack_lanes(const char* const* rows, int lanes, Dtype dtype, int64_t stride, int columns, A factor, A* dst, int ld) {
+void pack_lanes(const char* const* rows, int lanes, Dtype dtype, int64_t stride, int columns,
+                A factor, A* dst, int ld) {
   constexpr int W = kLanes<A>;
   for (int lane = 0; lane < lanes; lane += W)
     for (int c = 0; c < columns; c += W) {
       Vec<A> x[W];
 #pragma GCC unroll 16
       for (int i = 0; i < W; ++i)
-        x[i] = load_elements<A>(rows[lane + i] + c * stride * size_of(dtype), dtype, stride, columns - c);
+        x[i] = load_elements<A>(rows[lane + i] + c * stride * size_of(dtype), dtype, stride,
+                                columns - c);
       transpose<A>(x);
 #pragma GCC unroll 16
       for (int i = 0; i < W; ++i)
@@ -118,18 +138,20 @@ void pack_lanes(const char* const* rows, int lanes, Dtype dtype, int64_t stride,
 
 // The way back: row[lane][c] = factor[lane] * src[c][lane] for lanes 0 .. count-1.
 template <class A>
-void unpack_lanes(const A* src, int ld, const A* factor, int count, int columns, char* const* rows, Dtype dtype,
-                  int64_t stride) {
+void unpack_lanes(const A* src, int ld, const A* factor, int count, int columns, char* const* rows,
+                  Dtype dtype, int64_t stride) {
   constexpr int W = kLanes<A>;
   for (int lane = 0; lane < count; lane += W)
     for (int c = 0; c < columns; c += W) {
       Vec<A> x[W];
       const Vec<A> scale = load(factor + lane);
 #pragma GCC unroll 16
-      for (int i = 0; i < W; ++i) x[i] = c + i < columns ? load(src + (c + i) * ld + lane) * scale : Vec<A>{};
+      for (int i = 0; i < W; ++i)
+        x[i] = c + i < columns ? load(src + (c + i) * ld + lane) * scale : Vec<A>{};
       transpose<A>(x);
       for (int i = 0; i < W && lane + i < count; ++i)
-        store_elements<A>(rows[lane + i] + c * stride * size_of(dtype), dtype, stride, columns - c, x[i]);
+        store_elements<A>(rows[lane + i] + c * stride * size_of(dtype), dtype, stride, columns - c,
+                          x[i]);
     }
 }
 
