@@ -26,8 +26,8 @@ SYMBOL = re.compile(r"^[0-9a-f]+ <(.*)>:$")
 INSTRUCTION = re.compile(r"^\s+[0-9a-f]+:\s+(?:\{\w+\} )?(\S+)\s*(.*)$")
 # 512-bit registers, mask registers, and the upper half of the register file
 AVX512_OPERAND = re.compile(r"%zmm|%k[0-7]|%[xy]mm(1[6-9]|2\d|3[01])")
-# beyond the baseline, though it doesn't show in the operands: bit manipulation, SSE3 to SSE4.2. Not tzcnt: compilers
-# write it as a bsf that older machines take for one.
+# beyond the baseline, though it doesn't show in the operands: bit manipulation, SSE3 to SSE4.2. Not tzcnt:
+# compilers write it for a bsf, which older machines take it for.
 BEYOND_BASELINE = re.compile(
     r"(andn|bextr|bls[ir]|blsmsk|bzhi|mulx|pdep|pext|rorx|sarx|shlx|shrx|lzcnt|popcnt)[lq]?"
     r"|pshufb|palignr|pblend\w+|blendv?p[sd]|haddp[sd]|addsubp[sd]|movddup|movs[hl]dup|round[sp][sd]|pmulld|dpp[sd]"

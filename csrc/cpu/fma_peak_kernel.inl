@@ -1,17 +1,17 @@
 // Included once per instruction set, in its namespace, where kVectorBytes is the width of a
-// register.
+// register and multiply_add(x, a, b) is x * a + b, in one instruction where it has one.
 
 // kChains independent chains x <- x * a + b, kUnroll * rounds links each; returns the operations
 // done. 12 chains and the two constants fit in the 16 registers of AVX2 and SSE2, and cover a
-// latency of 4 cycles on two units (6 for a multiplication and an addition apart). x tends to b /
-// (1 - a) = 2: no denormal, no overflow.
+// latency of 4 cycles on two units (6 for a multiplication and an addition apart). x tends to
+// b / (1 - a) = 2: no denormal, no overflow.
 template <class T>
 double run_chains(int64_t rounds) {
   constexpr int kChains = 12, kUnroll = 8;
   typedef T Vector __attribute__((vector_size(kVectorBytes)));
+  // Unknown to the compiler, which would fold the chain that starts at 2.
   T half = T(0.5);
-  asm volatile(""
-               : "+m"(half));  // unknown to the compiler, which would fold a chain that starts at 2
+  asm volatile("" : "+m"(half));
   const Vector a = Vector{} + half, b = Vector{} + T(1.0);
   Vector x[kChains];
   for (int c = 0; c < kChains; ++c) x[c] = Vector{} + T(c);
