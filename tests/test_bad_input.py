@@ -8,8 +8,6 @@ import torch
 
 import attention_ext as ax
 from attention_ext import functional
-from attention_ext._ops import library
-from attention_ext._ops.attention_schema import Call
 
 M = ax.masks
 F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16
@@ -360,97 +358,3 @@ def test_numpy_numbers_will_do():
         **good(), scale=numpy.float32(0.5), softcap=numpy.float64(2), dropout_p=numpy.float32(0)
     )
     assert out.shape == (2, 4, 3, 6)
-
-
-# The operators, called directly.
-
-
-def lowered(**changes):
-    """Arguments of the op _attention_forward for good()."""
-    call = Call(*good().values(), [], None, None, None, None, [], None, None, None, 0.5, 0.0, 0.0, None)
-    return call._replace(**changes)
-
-
-def int64(*values):
-    return torch.tensor(values, dtype=torch.int64)
-
-
-RAW_TABLE = {
-    "rank": ({"query": zeros(4, 3, 8)}, "query: expected a 4-D CPU tensor"),
-    "integers": ({"query": zeros(2, 4, 3, 8, dtype=torch.int64)}, "query: expected a 4-D CPU tensor"),
-    "mixed": ({"key": zeros(2, 2, 5, 8, dtype=F64)}, "key: expected a 4-D CPU tensor"),
-    "key_batch": ({"key": zeros(1, 2, 5, 8)}, r"key: expected shape \(2, Hkv, Lk, 8\), got \(1, 2, 5, 8\)"),
-    "key_dim": ({"key": zeros(2, 2, 5, 9)}, r"key: expected shape \(2, Hkv, Lk, 8\), got \(2, 2, 5, 9\)"),
-    "value_length": (
-        {"value": zeros(2, 2, 4, 6)},
-        r"value: expected shape \(2, 2, 5, Dv\), got \(2, 2, 4, 6\)",
-    ),
-    "heads": ({"query": zeros(2, 3, 3, 8)}, "query: expected heads a multiple of the key's 2, got 3"),
-    "bias_rank": ({"bias": zeros(3, 5)}, "bias: expected a 4-D CPU tensor"),
-    "bias_size": ({"bias": zeros(1, 1, 3, 4)}, "bias: expected a 4-D CPU tensor"),
-    "bias_dtype": ({"bias": zeros(1, 1, 3, 5, dtype=F64)}, "bias: expected a 4-D CPU tensor"),
-    "sinks": ({"sinks": zeros(3)}, "sinks: expected"),
-    "slopes": ({"alibi_slopes": zeros(4, 2)}, "alibi_slopes: expected"),
-    "scale": ({"scale": math.nan}, "scale: expected a finite number"),
-    "softcap": ({"softcap": -1.0}, "softcap: expected a finite number >= 0"),
-    "dropout_p": ({"dropout_p": 1.1}, "dropout_p: expected 0 to 1"),
-    "no_seed": ({"dropout_p": 0.5}, "dropout_seed: expected one int64"),
-    "seed": ({"dropout_p": 0.5, "dropout_seed": zeros()}, "dropout_seed: expected one int64"),
-    "band": ({"band": [0, 1]}, "band: expected 0 or 6 integers, got 2"),
-    "band_reserved": ({"band": [0, 1, 2, 0, 0, 0]}, "band: expected dilation 1"),
-    "row_bounds": ({"row_bounds": int64(0)}, "row_bounds: expected None"),
-    "block_table": ({"block_table": [int64(0)]}, r"block_table: expected \[\]"),
-    "lengths_dtype": (
-        {"key_lengths": torch.zeros(2, dtype=torch.int32)},
-        "key_lengths: expected contiguous int64",
-    ),
-    "lengths_size": ({"key_lengths": int64(1)}, r"key_lengths: expected contiguous int64 of shape \(2,\)"),
-    "lengths_beyond": ({"key_lengths": int64(5, 6)}, "key_lengths: expected 0 to 5, got 6"),
-    "lengths_negative": ({"key_lengths": int64(-1, 5)}, "key_lengths: expected 0 to 5, got -1"),
-    "offset_size": (
-        {"band_offset": int64(1, 2, 3)},
-        r"band_offset: expected contiguous int64 of shape \(2,\)",
-    ),
-    "bits_words": ({"mask_bits": int64(0, 0).view(1, 1, 1, 2)}, "mask_bits: expected int64 of shape"),
-    "bits_heads": ({"mask_bits": int64(0, 0).view(1, 2, 1, 1)}, "mask_bits: expected int64 of shape"),
-    "bits_dtype": ({"mask_bits": zeros(1, 1, 1, 1)}, "mask_bits: expected int64 of shape"),
-}
-
-
-@pytest.mark.parametrize("case", RAW_TABLE)
-def test_operators_check_again(case):
-    changes, message = RAW_TABLE[case]
-    call, good_call = lowered(**changes), lowered()
-    out, lse = library.forward(*good_call)
-    for op in (library.forward, library.attention):
-        with pytest.raises(RuntimeError, match=message):
-            op(*call)
-    with pytest.raises(RuntimeError, match=message):
-        library.backward(out, lse, *call[:3], out, lse, *call[3:], [True] * 6)
-
-
-def test_backward_checks_what_the_forward_gave():
-    call = lowered()
-    out, lse = library.forward(*call)
-
-    def backward(grad_out=out, grad_lse=lse, out=out, lse=lse, needs=(True,) * 6):
-        return library.backward(grad_out, grad_lse, *call[:3], out, lse, *call[3:], list(needs))
-
-    backward()
-    with pytest.raises(RuntimeError, match="grad_out: expected shape and dtype of out"):
-        backward(grad_out=zeros(2, 4, 3, 5))
-    with pytest.raises(RuntimeError, match="grad_lse: expected shape and dtype of lse"):
-        backward(grad_lse=lse.double())
-    with pytest.raises(RuntimeError, match="out: expected what the forward operator gave"):
-        backward(out=zeros(2, 4, 5, 6))
-    with pytest.raises(RuntimeError, match="lse: expected what the forward operator gave"):
-        backward(lse=zeros(2, 4, 3, 1))
-    with pytest.raises(RuntimeError, match="needs: expected 6 booleans, got 2"):
-        backward(needs=(True, False))
-
-
-def test_pack_mask_bits_checks():
-    with pytest.raises(RuntimeError, match="keep: expected a bool tensor"):
-        library.pack_mask_bits(zeros(2, 3))
-    with pytest.raises(RuntimeError, match="keep: expected a bool tensor"):
-        library.pack_mask_bits(torch.tensor(True))
