@@ -112,8 +112,13 @@ def _fake_pack_mask_bits(keep: Tensor) -> Tensor:
     return keep.new_empty((*keep.shape[:-1], (keep.shape[-1] + 63) // 64), dtype=torch.int64)
 
 
+def _fake_dropout_keep(seed: Tensor, dropout_p: float, B: int, H: int, Lq: int, Lk: int) -> Tensor:
+    return seed.new_empty((B, H, Lq, Lk), dtype=torch.bool)
+
+
 def register() -> None:
     torch.library.register_fake("attention_ext::_attention_forward", _fake_forward)
     torch.library.register_fake("attention_ext::attention", _fake_forward)
     torch.library.register_fake("attention_ext::_attention_backward", _fake_backward)
     torch.library.register_fake("attention_ext::_pack_mask_bits", _fake_pack_mask_bits)
+    torch.library.register_fake("attention_ext::_dropout_keep", _fake_dropout_keep)

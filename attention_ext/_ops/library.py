@@ -16,3 +16,4 @@ forward = _ops._attention_forward.default
 backward = _ops._attention_backward.default
 pack_mask_bits = _ops._pack_mask_bits.default
 attention = _ops.attention.default
+dropout_keep = _ops._dropout_keep.default

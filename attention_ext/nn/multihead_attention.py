@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import functional, reference
-from ..masks import Causal, Dense, KeyPadding, Mask
+from .._ops import library
+from ..masks import Dense, KeyPadding, Mask
 
 
 class MultiheadAttention(torch.nn.MultiheadAttention):
@@ -21,8 +22,7 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
 
     With ``need_weights=False`` no memory grows with L·S beyond that of the masks given, with one exception:
     the sum of a float ``attn_mask`` and a float ``key_padding_mask`` that holds more than 0 and -inf (one per
-    batch row; torch makes one per head). ``need_weights=True``, torch's default, costs the L·S weights, and
-    in training with dropout a second, slow evaluation of its draws.
+    batch row; torch makes one per head). ``need_weights=True``, torch's default, costs the L·S weights.
 
     What differs from torch:
 
@@ -32,8 +32,8 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
     - Projected keys and values that are masked out never reach the result, even if they are NaN or inf, nor
       the gradients of other projected rows. (The gradient of a projection's weight still is a product with
       every row of its input.)
-    - ``is_causal=True`` with an ``attn_mask`` honours the mask: both apply, so that query i sees no key
-      beyond i, on every path. Torch takes one and ignores the other, depending on ``need_weights`` and on
+    - ``is_causal=True`` is a hint about ``attn_mask``, and the mask is what applies, on every path. Torch takes
+      the hint and drops the mask, or the other way round, depending on ``need_weights`` and on
       ``key_padding_mask``. Without an ``attn_mask`` it is an error, as in torch.
     - Dropout is drawn from Philox, with a seed from torch's generator: ``torch.manual_seed`` rules it, but
       the draws are not torch's. As in torch, the returned weights carry the draw that made the output.
@@ -85,7 +85,7 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
             attn_mask: (L, S) or (N·H, L, S); bool, True = masked out, or float, added to the scores; or an
                 :class:`attention_ext.masks.Mask` of what may be attended.
             average_attn_weights: return the mean of the heads' weights.
-            is_causal: besides ``attn_mask``, which it needs, mask every key j > i for query i.
+            is_causal: a hint that ``attn_mask``, which it needs, is causal; the mask is what applies.
 
         Returns:
             The output, shaped as ``query``, and the weights after dropout, (N, L, S), (N, H, L, S) for
@@ -106,7 +106,7 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
 
         q, k, v = self._project(query, key, value, batch_first)
         k, v = self._extend(k, v)
-        mask, bias = self._masks(q, k, key_padding_mask, attn_mask, is_causal)
+        mask, bias = self._masks(q, k, key_padding_mask, attn_mask)
 
         dropout_p = float(self.dropout) if self.training else 0.0
         seed = None
@@ -181,7 +181,7 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
 
         return extend(k, self.bias_k), extend(v, self.bias_v)
 
-    def _masks(self, q, k, key_padding_mask, attn_mask, is_causal) -> tuple[Mask | None, Tensor | None]:
+    def _masks(self, q, k, key_padding_mask, attn_mask) -> tuple[Mask | None, Tensor | None]:
         """The arguments as one mask of what may be attended and one bias, avoiding new L×S tensors."""
         n, heads = q.shape[:2]
         extra = self._extra_keys
@@ -191,17 +191,11 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         elif attn_mask is not None:
             by_head = attn_mask.unflatten(0, (n, heads)) if attn_mask.dim() == 3 else attn_mask[None, None]
             if extra:
-                if is_causal:  # a band would hide the appended keys
-                    future = attn_mask.new_ones(attn_mask.shape[-2:], dtype=torch.bool).triu(1)
-                    masked = True if by_head.dtype == torch.bool else -math.inf
-                    by_head = by_head.masked_fill(future, masked)
                 by_head = F.pad(by_head, (0, extra))
             if by_head.dtype == torch.bool:
                 mask = Dense(~by_head)
             else:
                 bias = _bias_dtype(by_head, q)
-        if is_causal and not extra:
-            mask = _both(Causal(alignment="top_left"), mask)
         if key_padding_mask is None:
             return mask, bias
 
@@ -339,6 +333,7 @@ def _weights(
         empty = lse == -math.inf
         weights = torch.exp(scores - lse.masked_fill(empty, 0.0).unsqueeze(-1))
         if dropout_p > 0.0:
-            keep = reference.dropout_keep(seed, dropout_p, *shape)
+            draw = library.dropout_keep if q.device.type == "cpu" else reference.dropout_keep
+            keep = draw(seed, dropout_p, *shape)
             weights = torch.where(keep, weights * (1.0 / (1.0 - dropout_p) if dropout_p < 1.0 else 0.0), 0.0)
     return weights.to(q.dtype)

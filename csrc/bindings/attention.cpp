@@ -2,6 +2,7 @@
 #include <cmath>
 #include <tuple>
 
+#include "bindings/dropout.h"
 #include "bindings/mask.h"
 #include "bindings/tensor.h"
 #include "bindings/threads.h"
@@ -81,25 +82,12 @@ void fill_terms(const Arguments& a, AttentionParams& p) {
   }
 }
 
-void fill_dropout(const Arguments& a, AttentionParams& p) {
-  check(a.dropout_p >= 0 && a.dropout_p <= 1, "dropout_p: expected 0 to 1, got ", a.dropout_p);
-  if (a.dropout_p == 0) return;
-  check(a.dropout_seed && a.dropout_seed->is_cpu() &&
-            a.dropout_seed->scalar_type() == ScalarType::Long && a.dropout_seed->numel() == 1,
-        "dropout_seed: expected one int64 on the CPU with dropout_p > 0");
-  p.dropout.seed = static_cast<uint64_t>(*static_cast<const int64_t*>(a.dropout_seed->data_ptr()));
-  p.dropout.threshold =
-      static_cast<uint32_t>(std::min(4294967295.0, std::nearbyint(a.dropout_p * 4294967296.0)));
-  p.dropout.all = a.dropout_p == 1;
-  p.dropout.keep_scale = p.dropout.all ? 0 : 1 / (1 - a.dropout_p);
-}
-
 void fill(const char* op, const Arguments& a, AttentionParams& p) {
   check_no_derivative(
       op, {&a.query, &a.key, &a.value, pointer(a.bias), pointer(a.sinks), pointer(a.alibi_slopes)});
   fill_shapes(a, p);
   fill_terms(a, p);
-  fill_dropout(a, p);
+  p.dropout = checked_dropout(a.dropout_p, a.dropout_seed);
   p.mask = checked_mask(a.mask, p.B, p.Hq, p.Lq, p.Lk);
   p.query = view_of(a.query);
   p.key = view_of(a.key);
