@@ -32,8 +32,8 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
     - Projected keys and values that are masked out never reach the result, even if they are NaN or inf, nor
       the gradients of other projected rows. (The gradient of a projection's weight still is a product with
       every row of its input.)
-    - ``is_causal=True`` is a hint about ``attn_mask``, and the mask is what applies, on every path. Torch takes
-      the hint and drops the mask, or the other way round, depending on ``need_weights`` and on
+    - ``is_causal=True`` is a hint about ``attn_mask``, and the mask is what applies, on every path. Torch
+      takes the hint and drops the mask, or the other way round, depending on ``need_weights`` and on
       ``key_padding_mask``. Without an ``attn_mask`` it is an error, as in torch.
     - Dropout is drawn from Philox, with a seed from torch's generator: ``torch.manual_seed`` rules it, but
       the draws are not torch's. As in torch, the returned weights carry the draw that made the output.
