@@ -1,5 +1,6 @@
 """Attention in the autograd graph and beside torch's other machinery: checkpoints, threads, modes."""
 
+import multiprocessing
 import threading
 
 import pytest
@@ -104,6 +105,28 @@ def test_threads():
         assert len(found[n]) == 20
         for result in found[n]:
             torch.testing.assert_close(result, expected[n], rtol=0, atol=0)
+
+
+def test_after_fork(num_threads):
+    num_threads(2)
+    tensors = [torch.randn(1, 2, 70, 8, requires_grad=True) for _ in range(3)]
+
+    def gradients():
+        return torch.autograd.grad(ax.attention(*tensors, mask=M.Causal()).square().sum(), tensors)
+
+    def child(queue):
+        torch.set_num_threads(1)  # as DataLoader does: of more, OpenMP has none after a fork
+        queue.put([g.tolist() for g in gradients()])
+
+    expected = gradients()
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    process = context.Process(target=child, args=(queue,), daemon=True)
+    process.start()
+    found = queue.get(timeout=60)
+    process.join(timeout=60)
+    assert process.exitcode == 0
+    torch.testing.assert_close([torch.tensor(g) for g in found], list(expected), rtol=0, atol=0)
 
 
 class Tagged(torch.Tensor):
