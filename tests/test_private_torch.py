@@ -99,6 +99,30 @@ def test_schema_of():
     assert schema == "aten::sin(Tensor self) -> Tensor"
 
 
+def test_wrapper_subclass():
+    class Two(torch.Tensor):
+        @classmethod
+        def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+            return torch.full(args[0].shape, 2)
+
+    shape = transforms.wrapper_subclass(Two, (3, 10**9), torch.bool, torch.device("cpu"))
+    assert (type(shape), tuple(shape.shape), shape.dtype) == (Two, (3, 10**9), torch.bool)
+    small = transforms.wrapper_subclass(Two, (2,), torch.bool, torch.device("cpu"))
+    assert small.logical_not().tolist() == [2, 2]
+
+
+def test_register_pytree_class():
+    class Pair:
+        def __init__(self, a, b):
+            self.a, self.b = a, b
+
+    transforms.register_pytree_class(
+        Pair, lambda p: ([p.a], [p.b]), lambda children, rest: Pair(*children, *rest), lambda p: ["a"]
+    )
+    twice = torch.utils._pytree.tree_map(lambda x: 2 * x, Pair(torch.ones(2), 3))
+    assert (twice.a.tolist(), twice.b) == ([2, 2], 3)
+
+
 @pytest.mark.parametrize(
     ("owner", "name", "call"),
     [
@@ -106,12 +130,14 @@ def test_schema_of():
         (forward_ad, "_current_level", lambda q: ax.attention(q, q, q)),
         (torch._C, "_AutoDispatchBelowAutograd", lambda q: ax.attention(q, q, q)),
         (torch._C, "_after_autograd_keyset", lambda q: transforms.after_autograd(None)),
+        (object, "_make_wrapper_subclass", lambda q: transforms.wrapper_subclass(object, (), None, None)),
+        (torch.utils, "_pytree", lambda q: transforms.register_pytree_class(Exception, None, None, None)),
         (torch._ops.OpOverload, "_schema", lambda q: transforms.schema_of(object())),
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )
 def test_a_missing_one_raises(owner, name, call, monkeypatch):
-    if name != "_schema":  # an instance's attribute: the call gives an object without it
+    if name not in ("_schema", "_make_wrapper_subclass"):  # there the call gives an object without it
         monkeypatch.delattr(owner, name)
     with pytest.raises(RuntimeError, match=f"needs .*{name}, which torch .* does not have"):
         call(torch.randn(1, 1, 2, 4))

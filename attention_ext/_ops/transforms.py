@@ -4,11 +4,14 @@ Where torch lacks one, the call raises: a wrong guess here would be a silently w
 tests/test_private_torch.py holds a canary for each.
 """
 
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.autograd import forward_ad
+
+T = TypeVar("T")
 
 
 def transforms_active() -> bool:
@@ -52,6 +55,49 @@ def schema_of(op: Any) -> str:
         return str(op._schema)
     except AttributeError as error:
         raise _missing("OpOverload._schema") from error
+
+
+def wrapper_subclass(cls: Any, shape: Any, dtype: torch.dtype, device: torch.device) -> Any:
+    """A tensor of class cls that has a shape and no storage: what it holds is up to the class."""
+    try:
+        return cls._make_wrapper_subclass(cls, shape, dtype=dtype, device=device)
+    except AttributeError as error:
+        raise _missing("torch.Tensor._make_wrapper_subclass") from error
+
+
+def register_pytree_class(
+    cls: type[T],
+    flatten: Callable[[T], tuple[list[Any], list[Any]]],
+    unflatten: Callable[[Sequence[Any], list[Any]], T],
+    names: Callable[[T], Sequence[str]],
+) -> None:
+    """Makes `cls` a pytree node, so that torch.export and torch.func see the tensors inside.
+
+    flatten gives (children, constants), unflatten takes them, names is the children's.
+
+    Names must be identifiers. Constants must be None, bool, int, float or str, since torch.export.save
+    writes them as JSON.
+    """
+
+    try:
+        pytree = torch.utils._pytree
+        key_of, register = pytree.GetAttrKey, pytree.register_pytree_node
+    except AttributeError as error:
+        raise _missing("torch.utils._pytree") from error
+
+    def flatten_with_keys(node: T) -> tuple[list[tuple[Any, Any]], list[Any]]:
+        children, constants = flatten(node)
+        keys = [key_of(name) for name in names(node)]
+        return list(zip(keys, children, strict=True)), constants
+
+    register(
+        cls,
+        flatten,
+        unflatten,
+        # the public module, not the private file: saved programs hold this name
+        serialized_type_name=f"{cls.__module__.partition('._')[0]}.{cls.__qualname__}",
+        flatten_with_keys_fn=flatten_with_keys,
+    )
 
 
 def _missing(name: str) -> RuntimeError:

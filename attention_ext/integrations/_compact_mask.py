@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import masks
+from .._ops import transforms
 
 
 class CompactMask(torch.Tensor):
@@ -31,7 +32,7 @@ class CompactMask(torch.Tensor):
     def __new__(
         cls, keep: Tensor, shape: Iterable[int], lower: int | None, upper: int | None, padding: str | None
     ) -> CompactMask:
-        return torch.Tensor._make_wrapper_subclass(cls, shape, dtype=torch.bool, device=keep.device)
+        return transforms.wrapper_subclass(cls, shape, torch.bool, keep.device)
 
     def __init__(
         self, keep: Tensor, shape: Iterable[int], lower: int | None, upper: int | None, padding: str | None

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._pytree import register_pytree_class
+from .._ops.transforms import register_pytree_class
 
 UNBOUNDED = 2**62  # in a band: no limit on this side
 _DENSITY_CHUNK = 2**24  # pairs looked at together
