@@ -180,7 +180,8 @@ class Backward {
   const int index_;
   const ScalarType type_;
   AttentionGradParams p_;
-  std::vector<Tensor> gradients_, workspace_;
+  std::vector<Tensor> gradients_;
+  Tensor workspace_, bias_sums_;
 
   void fill_results(const Tensor& grad_out, const OptionalTensor& grad_lse, const Tensor& out,
                     const Tensor& lse) {
@@ -239,35 +240,32 @@ class Backward {
       p_.dalibi_slopes.stride[1] = p_.dalibi_slopes.stride[0], p_.dalibi_slopes.stride[0] = 0;
   }
 
-  void* allocate(const std::vector<int64_t>& sizes, ScalarType type) {
-    workspace_.push_back(empty(sizes, type));
-    return workspace_.back().data_ptr();
+  // The workspace is one allocation, carved twice: to measure it and to place it.
+  void allocate_workspace() {
+    Arena measure(nullptr);
+    carve(measure);
+    workspace_ = empty({std::max<int64_t>(measure.used(), 1)}, ScalarType::Byte);
+    Arena arena(workspace_.data_ptr());
+    carve(arena);
+    if (!p_.dbias) return;
+    const bool direct = p_.plan.bias_slots == 1 && a_.bias->scalar_type() == type_;
+    const int64_t* size = p_.bias_size;
+    bias_sums_ = direct ? gradients_[3]
+                        : empty({p_.plan.bias_slots, size[0], size[1], size[2], size[3]}, type_);
+    torch::stable::zero_(bias_sums_);
+    p_.dbias_partial = bias_sums_.data_ptr();
   }
 
-  void allocate_workspace() {
+  void carve(Arena& arena) {
     const GradPlan& plan = p_.plan;
-    const int64_t rows = p_.B * p_.Hq * p_.Lq;
-    p_.row_lse = allocate({2, rows}, type_);
-    p_.row_delta = allocate({rows}, type_);
-    p_.row_finite = static_cast<uint8_t*>(allocate({rows}, ScalarType::Byte));
-    if (plan.dq_buffers > 0)
-      p_.dq_partial = allocate(
-          {p_.B * p_.Hkv, plan.dq_buffers, p_.group(), plan.dq_rows, plan.dq_width}, type_);
-    if (p_.dsinks)
-      p_.sink_partial =
-          static_cast<double*>(allocate({p_.B, p_.Hq, plan.row_blocks}, ScalarType::Double));
-    if (p_.dalibi_slopes)
-      p_.alibi_partial =
-          static_cast<double*>(allocate({p_.B, p_.Hq, plan.chunks}, ScalarType::Double));
-    if (p_.dbias) {
-      const int64_t* size = p_.bias_size;
-      const bool direct = plan.bias_slots == 1 && a_.bias->scalar_type() == type_;
-      Tensor sums = direct ? gradients_[3]
-                           : empty({plan.bias_slots, size[0], size[1], size[2], size[3]}, type_);
-      torch::stable::zero_(sums);
-      workspace_.push_back(sums);
-      p_.dbias_partial = sums.data_ptr();
-    }
+    const int64_t rows = p_.B * p_.Hq * p_.Lq, element = index_ ? sizeof(double) : sizeof(float);
+    p_.row_lse = arena.take<char>(2 * rows * element);
+    p_.row_delta = arena.take<char>(rows * element);
+    p_.row_finite = arena.take<uint8_t>(rows);
+    p_.dq_partial =
+        arena.take<char>(p_.B * p_.Hq * plan.dq_buffers * plan.dq_rows * plan.dq_width * element);
+    if (p_.dsinks) p_.sink_partial = arena.take<double>(p_.B * p_.Hq * plan.row_blocks);
+    if (p_.dalibi_slopes) p_.alibi_partial = arena.take<double>(p_.B * p_.Hq * plan.chunks);
   }
 };
 

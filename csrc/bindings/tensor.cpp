@@ -37,12 +37,11 @@ Tensor empty_strided(const std::vector<int64_t>& sizes, const std::vector<int64_
 
 }  // namespace
 
-std::string describe(const Tensor& t) {
-  std::ostringstream text;
-  text << "(";
-  for (int64_t i = 0; i < t.dim(); ++i) text << (i ? ", " : "") << t.size(i);
-  text << ") " << type_name(t.scalar_type()) << (t.is_cpu() ? "" : " not on the CPU");
-  return text.str();
+std::ostream& operator<<(std::ostream& out, Description description) {
+  const Tensor& t = description.tensor;
+  out << "(";
+  for (int64_t i = 0; i < t.dim(); ++i) out << (i ? ", " : "") << t.size(i);
+  return out << ") " << type_name(t.scalar_type()) << (t.is_cpu() ? "" : " not on the CPU");
 }
 
 bool is_floating(ScalarType type) {

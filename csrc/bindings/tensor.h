@@ -41,9 +41,15 @@ inline Sizes sizes_of(const Tensor& t) {
   return result;
 }
 
-std::string describe(const Tensor& t);  // "(2, 3) float32"
-bool is_floating(ScalarType type);      // one of the four dtypes of the kernels
-Dtype dtype_of(const Tensor& t);        // of a floating tensor
+// For messages: "(2, 3) float32". Put together only when a check fails.
+struct Description {
+  const Tensor& tensor;
+};
+inline Description describe(const Tensor& t) { return {t}; }
+std::ostream& operator<<(std::ostream& out, Description description);
+
+bool is_floating(ScalarType type);  // one of the four dtypes of the kernels
+Dtype dtype_of(const Tensor& t);    // of a floating tensor
 
 // float32, or float64 for float64
 inline ScalarType accumulator_of(ScalarType type) {

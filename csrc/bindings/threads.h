@@ -5,6 +5,7 @@
 #include <atomic>
 
 #include "bindings/tensor.h"
+#include "cpu/arena.h"
 #include "cpu/kernels.h"
 
 namespace attn {
@@ -14,9 +15,14 @@ namespace attn {
 template <class Params>
 void run_items(const Kernel<Params>& kernel, const Params& params) {
   const Plan plan = kernel.plan(params);
-  if (plan.items == 0) return;
   const int64_t threads = std::min<int64_t>(plan.items, torch::stable::get_num_threads());
-  const int64_t scratch_bytes = std::max<int64_t>(plan.scratch_bytes, 64);
+  constexpr int64_t kSmall = 32768;
+  if (threads <= 1 && plan.scratch_bytes <= kSmall) {
+    alignas(Arena::kAlign) char scratch[kSmall];
+    for (int64_t item = 0; item < plan.items; ++item) kernel.run(params, item, scratch);
+    return;
+  }
+  const int64_t scratch_bytes = std::max<int64_t>(plan.scratch_bytes, 1);
   const Tensor scratch = empty({threads, scratch_bytes}, ScalarType::Byte);
   char* base = static_cast<char*>(scratch.data_ptr());
   std::atomic<int64_t> next{0};
