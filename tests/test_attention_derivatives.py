@@ -24,7 +24,8 @@ from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 import attention_ext as ax
 from attention_ext import _warnings
-from attention_ext._ops import library
+from attention_ext._ops import attention_unfused, library
+from attention_ext._ops.attention_schema import Call
 
 # The routes do not depend on the instruction set, and values and gradients have their own tests.
 pytestmark = [pytest.mark.once, pytest.mark.filterwarnings("ignore::attention_ext.UnfusedWarning")]
@@ -247,6 +248,17 @@ def test_unfused_derivatives_warn_once(derivative, monkeypatch):
 
 
 NO_TERMS = ([], None, None, None, None, [], None, None, None, 0.5, 0.0, 0.0, None)
+NOTHING = {
+    "band": [],
+    "band_offset": None,
+    "key_lengths": None,
+    "mask_bits": None,
+    "bias": None,
+    "sinks": None,
+    "alibi_slopes": None,
+    "softcap": 0.0,
+    "dropout_p": 0.0,
+}
 
 
 def raw_forward(q):
@@ -273,6 +285,32 @@ def test_raw_operators_raise_when_differentiated(op):
     with torch.no_grad():
         op(q.clone().requires_grad_())
     vmap(op)(q[None])
+
+
+def test_the_formula_knows_every_part_of_a_call():
+    q, k, v, bias, sinks, slopes = inputs()
+    bits = library.pack_mask_bits(torch.rand(1, 2, 3, 4) > 0.2)
+    band, offset = [-2, 1, 1, 0, 0, 0], torch.tensor([1, 0])
+    lengths, seed = torch.tensor([4, 3]), torch.tensor(7)
+    call = Call(
+        q, k, v, band, offset, lengths, bits, None, [], bias, sinks, slopes, 0.6, 3.0, 0.3, seed
+    )  # fmt: skip
+    expected = library.forward(*call)
+    torch.testing.assert_close(attention_unfused.attention(call), expected)
+    for name, value in NOTHING.items():  # each changes the result, or it would prove nothing
+        assert not torch.equal(attention_unfused.attention(call._replace(**{name: value}))[0], expected[0]), (
+            name
+        )
+
+
+@pytest.mark.parametrize(
+    "part", [{"band": [0, 1, 2, 0, 0, 0]}, {"row_bounds": LENGTHS}, {"block_table": [LENGTHS]}]
+)
+def test_the_formula_refuses_the_reserved_parts(part):
+    q, k, v, *_ = inputs()
+    call = Call(q, k, v, *NO_TERMS)._replace(**part)
+    with pytest.raises(ValueError, match="reserved parts of the mask"):
+        attention_unfused.attention(call)
 
 
 def test_functionalize_is_refused():

@@ -77,7 +77,9 @@ def test_vmap_over_the_parts_of_a_mask(batched):
     changes = {
         "band_offset": {"band": [-40, 30, 1, 0, 0, 0], "band_offset": torch.randint(-9, 60, (4, 2))},
         "key_lengths": {"key_lengths": torch.randint(0, 70, (4, 2))},
-        "mask_bits": {"mask_bits": bits.movedim(0, -1)},  # the vmapped dimension apart the words of a row
+        "mask_bits": {
+            "mask_bits": bits.movedim(0, -1).contiguous()
+        },  # the vmapped dimension apart the words of a row
         "keep_for_all": {"query": torch.randn(4, *q.shape), "mask_bits": bits[0].expand(2, -1, -1, -1)},
     }[batched]
     call = Call(q, k, v, [], None, None, None, None, [], None, None, None, 0.5, 0.0, 0.0, None)
@@ -87,7 +89,7 @@ def test_vmap_over_the_parts_of_a_mask(batched):
     dims = dims._replace(**{name: 4 if batched == "mask_bits" else 0})
 
     def sample(values, n, dims):
-        return [t if d is None else t.select(d, n) for t, d in zip(values, dims, strict=True)]
+        return [t if d is None else t.select(d, n).contiguous() for t, d in zip(values, dims, strict=True)]
 
     # The band and the lists are no arguments of the function that vmap sees.
     def op(f, call, dims):
@@ -106,6 +108,16 @@ def test_vmap_over_the_parts_of_a_mask(batched):
         torch.randn_like(out), None, *call[:3], out, lse, *call[3:], [True] * 3 + [False] * 3
     )
     op(library.backward, backward, BackwardCall(0, None, *dims[:3], 0, 0, *dims[3:], None))
+
+
+def test_vmap_over_queries_of_one_padded_row():
+    q, k, v = torch.randn(3, 1, 2, 5, 4), torch.randn(1, 2, 6, 4), torch.randn(1, 2, 6, 4)
+    for mask in (M.KeyLengths([4]), M.KeyPadding(torch.rand(1, 6) > 0.4)):
+
+        def f(q, mask=mask):
+            return ax.attention(q, k, v, mask=mask)
+
+        torch.testing.assert_close(vmap(f)(q), torch.stack([f(q[n]) for n in range(3)]))
 
 
 def test_vmap_with_dropout():

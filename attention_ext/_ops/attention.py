@@ -211,13 +211,9 @@ def _asks_for_derivative(args: tuple[Any, ...]) -> bool:
     )
 
 
-_registrations = torch.library.Library("attention_ext", "IMPL")
-_registrations.impl("attention", _attention_autograd, "Autograd", with_keyset=True)
-_registrations.impl(
-    "_attention_forward", _raises_when_differentiated(library.forward), "Autograd", with_keyset=True
-)
-_registrations.impl(
-    "_attention_backward", _raises_when_differentiated(library.backward), "Autograd", with_keyset=True
-)
 attention_schema.register()
 attention_vmap.register()
+_library = torch.library.Library("attention_ext", "IMPL")
+_library.impl(library.attention, _attention_autograd, "Autograd", with_keyset=True)
+for _op in (library.forward, library.backward, attention_vmap.backward_without_table):
+    _library.impl(_op, _raises_when_differentiated(_op), "Autograd", with_keyset=True)

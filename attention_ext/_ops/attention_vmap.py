@@ -105,33 +105,29 @@ def _pack_mask_bits_rule(info: Any, in_dims: tuple[Any, ...], keep: Tensor) -> A
     return library.pack_mask_bits(keep.movedim(in_dims[0], 0)), 0
 
 
-def _register_for_batched_gradients() -> None:
-    """torch.autograd.grad(is_grads_batched=True), and all that builds on it, uses torch's first vmap.
-
-    It loops over the samples of any op but for those that take a list of tensors: so a twin without the list.
-    """
-    name, table = "_attention_backward_without_table", BackwardCall._fields.index("block_table")
-    schema = schema_of(library.backward).replace("Tensor[] block_table, ", "")
-    _library.define(name + schema[schema.index("(") :])
-    twin = getattr(torch.ops.attention_ext, name)
-
-    def batched(*args: Any) -> tuple[Tensor, ...]:
-        if args[table]:
-            raise NotImplementedError("attention: batched gradients with a block table")
-        return twin(*args[:table], *args[table + 1 :])
-
-    _library.impl(
-        name, lambda *args: library.backward(*args[:table], [], *args[table:]), "CompositeExplicitAutograd"
-    )
-    _library.impl("_attention_backward", batched, "Batched")
-
-
+# torch.autograd.grad(is_grads_batched=True), and what builds on it, uses torch's first vmap. That one loops over
+# the samples of any op but for those that take a list of tensors: so the backward has a twin without its list.
 _library = torch.library.Library("attention_ext", "FRAGMENT")
+_TABLE = BackwardCall._fields.index("block_table")
+_schema = schema_of(library.backward).removeprefix("attention_ext::_attention_backward")
+_library.define("_attention_backward_without_table" + _schema.replace("Tensor[] block_table, ", ""))
+backward_without_table = torch.ops.attention_ext._attention_backward_without_table.default
+
+
+def _backward_without_table(*args: Any) -> tuple[Tensor, ...]:
+    return library.backward(*args[:_TABLE], [], *args[_TABLE:])
+
+
+def _backward_in_first_vmap(*args: Any) -> tuple[Tensor, ...]:
+    if args[_TABLE]:
+        raise NotImplementedError("attention: batched gradients with a block table")
+    return backward_without_table(*args[:_TABLE], *args[_TABLE + 1 :])
 
 
 def register() -> None:
-    torch.library.register_vmap("attention_ext::_attention_forward", forward_rule(library.forward))
-    torch.library.register_vmap("attention_ext::attention", forward_rule(library.attention))
-    torch.library.register_vmap("attention_ext::_attention_backward", backward_rule(library.backward))
-    torch.library.register_vmap("attention_ext::_pack_mask_bits", _pack_mask_bits_rule)
-    _register_for_batched_gradients()
+    torch.library.register_vmap(library.forward, forward_rule(library.forward))
+    torch.library.register_vmap(library.attention, forward_rule(library.attention))
+    torch.library.register_vmap(library.backward, backward_rule(library.backward))
+    torch.library.register_vmap(library.pack_mask_bits, _pack_mask_bits_rule)
+    _library.impl(backward_without_table, _backward_without_table, "CompositeExplicitAutograd")
+    _library.impl(library.backward, _backward_in_first_vmap, "Batched")
