@@ -115,8 +115,8 @@ def assert_attention_near(
 ) -> None:
     """helpers.assert_attention_matches for drawn cases: the floor follows what the gradients are made of.
 
-    A gradient may be what is left of sums that cancel: with a single key, or values that are all the same, those
-    of the scores are 0 but for rounding, and those of a row add up to 0 in a bias broadcast over the keys.
+    A gradient may be what is left of sums that cancel: with a single key, or values that are all the same,
+    those of the scores are 0 but for rounding, and so is their sum in a bias broadcast over the keys.
     """
     named = {name: t for name, t in options.items() if isinstance(t, Tensor) and t.is_floating_point()}
     tensors, fixed = [*qkv, *named.values()], {name: x for name, x in options.items() if name not in named}
