@@ -105,8 +105,8 @@ def _pack_mask_bits_rule(info: Any, in_dims: tuple[Any, ...], keep: Tensor) -> A
     return library.pack_mask_bits(keep.movedim(in_dims[0], 0)), 0
 
 
-# torch.autograd.grad(is_grads_batched=True), and what builds on it, uses torch's first vmap. That one loops over
-# the samples of any op but for those that take a list of tensors: so the backward has a twin without its list.
+# torch.autograd.grad(is_grads_batched=True), and what builds on it, uses torch's first vmap. That one loops
+# over the samples of any op but for those that take a list of tensors: so the backward has a twin without.
 _library = torch.library.Library("attention_ext", "FRAGMENT")
 _TABLE = BackwardCall._fields.index("block_table")
 _schema = schema_of(library.backward).removeprefix("attention_ext::_attention_backward")
