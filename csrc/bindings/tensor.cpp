@@ -28,7 +28,7 @@ const char* type_name(ScalarType type) {
 Tensor empty_strided(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
                      ScalarType type) {
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
       static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
       static_cast<int32_t>(torch::stable::detail::to<int32_t>(torch::stable::detail::from(type))),
       aoti_torch_device_type_cpu(), 0, &handle));

@@ -43,5 +43,6 @@ bool has_natural_rows(const View& view) {
 // Nothing acts on the products of queries and keys but the scale. (With scale 0 a masked -inf would
 // turn into NaN.)
 inline bool has_plain_scores(const AttentionParams& p) {
-  return !p.bias && !p.alibi_slopes && p.score.softcap == 0 && p.score.scale != 0;
+  return !p.bias && !p.alibi_slopes && p.score.softcap == 0 &&
+         static_cast<float>(p.score.scale) != 0;
 }
