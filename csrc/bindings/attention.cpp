@@ -94,8 +94,9 @@ void fill(const char* op, const Arguments& a, AttentionParams& p) {
   p.value = view_of(a.value);
 }
 
-// Which of the two instances of a kernel: the one that computes in float or in double.
-int compute_index(const Tensor& query) { return query.scalar_type() == ScalarType::Double; }
+const AttentionKernels& kernels_for(const AttentionParams& p) {
+  return kernels().attention[static_cast<int>(p.query.dtype)];
+}
 
 std::tuple<Tensor, Tensor> forward(const char* op, const Arguments& a) {
   AttentionParams p;
@@ -105,7 +106,7 @@ std::tuple<Tensor, Tensor> forward(const char* op, const Arguments& a) {
   Tensor lse = empty({size[0], size[1], size[2]}, accumulator_of(a.query.scalar_type()));
   p.out = view_of(out);
   p.lse = view_of(lse);
-  run_items(kernels().attention_forward[compute_index(a.query)], p);
+  run_items(kernels_for(p).forward, p);
   return {out, lse};
 }
 
@@ -156,28 +157,27 @@ class Backward {
  public:
   Backward(const Arguments& a, const Tensor& grad_out, const OptionalTensor& grad_lse,
            const Tensor& out, const Tensor& lse, const std::vector<bool>& needs)
-      : a_(a), index_(compute_index(a.query)), type_(accumulator_of(a.query.scalar_type())) {
+      : a_(a), type_(accumulator_of(a.query.scalar_type())) {
     check(needs.size() == 6, "needs: expected 6 booleans, got ", needs.size());
     check_no_derivative("_attention_backward", {&grad_out, pointer(grad_lse)});
     fill("_attention_backward", a, p_);
     fill_results(grad_out, grad_lse, out, lse);
     fill_gradients(needs);
-    p_.plan = kernels().attention_backward_plan[index_](p_);
+    p_.plan = kernels_for(p_).backward_plan(p_);
     allocate_workspace();
   }
 
   std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> run() {
-    const Kernels& k = kernels();
-    run_items(k.attention_backward_rows[index_], p_);
-    run_items(k.attention_backward[index_], p_);
-    run_items(k.attention_backward_reduce[index_], p_);
+    const AttentionKernels& kernels = kernels_for(p_);
+    run_items(kernels.backward_rows, p_);
+    run_items(kernels.backward, p_);
+    run_items(kernels.backward_reduce, p_);
     return {gradients_[0], gradients_[1], gradients_[2],
             gradients_[3], gradients_[4], gradients_[5]};
   }
 
  private:
   const Arguments& a_;
-  const int index_;
   const ScalarType type_;
   AttentionGradParams p_;
   std::vector<Tensor> gradients_;
@@ -258,7 +258,7 @@ class Backward {
 
   void carve(Arena& arena) {
     const GradPlan& plan = p_.plan;
-    const int64_t rows = p_.B * p_.Hq * p_.Lq, element = index_ ? sizeof(double) : sizeof(float);
+    const int64_t rows = p_.B * p_.Hq * p_.Lq, element = type_ == ScalarType::Double ? 8 : 4;
     p_.row_lse = arena.take<char>(2 * rows * element);
     p_.row_delta = arena.take<char>(rows * element);
     p_.row_finite = arena.take<uint8_t>(rows);

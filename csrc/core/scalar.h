@@ -9,6 +9,7 @@
 namespace attn {
 
 enum class Dtype : int32_t { kFloat32, kFloat64, kBFloat16, kFloat16 };
+constexpr int kDtypes = 4;
 
 ATTN_HD inline int64_t size_of(Dtype dtype) {
   return dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : 2;

@@ -3,17 +3,19 @@
 //   p = exp(s - lse),  dp = dout v^T,  ds = p * (dp - delta),  dv = p^T dout,  dk = ds^T q,  dq =
 //   ds k
 // Keys are the lanes: s[row][key]. Keys and values are packed once per block; queries, dout and dq
-// are used where they lie. The loop over the queries of a block accumulates its dk and dv; dq of a
-// chunk accumulates over its blocks. Included by kernels.inl.
+// are used where they lie, but for products along queries and keys in pairs of bfloat16. The loop
+// over the queries of a block accumulates its dk and dv; dq of a chunk accumulates over its blocks.
+// Included by kernels.inl.
 
 constexpr int kKeyVectors = 2;    // of lanes per key tile
 constexpr int kGroup = 8;         // rows that are masked, or skipped, together
 constexpr int kQueryChunk = 192;  // rows between two visits of a key tile; a multiple of kGroup
 
-template <class A>
+template <class E>
 class AttentionBackward {
  public:
   using Params = AttentionGradParams;
+  using A = Compute<E>;
   static constexpr int W = kLanes<A>, NV = kKeyVectors, kTile = NV * W, kTiles = kKeyBlock / kTile;
 
   static Plan plan(const Params& p) {
@@ -39,14 +41,20 @@ class AttentionBackward {
   Range keys_{0, 0};
   ChunkDq<A> dq_;
   bool keys_finite_ = true;
-  A *kt_, *vt_, *dkt_, *dvt_;               // [kTiles][D or Dv][kTile]
-  A *weights_, *ds_, *cap_;                 // [kQueryChunk][kTile]
-  A *key_rows_, *query_rows_, *dout_rows_;  // copies where rows can't be read where they lie
-  uint64_t *maps_, *kept_;                  // [kQueryChunk] row maps over the key block
-  const A *k_ = nullptr, *q_ = nullptr, *dout_ = nullptr, *lse_ = nullptr, *lse_low_ = nullptr,
-          *delta_ = nullptr;
+  Lane<E>*kt_, *vt_;                  // [kTiles][steps of D or Dv][kTile]
+  A *dkt_, *dvt_;                     // [kTiles][D or Dv][kTile]
+  A *weights_, *ds_, *cap_;           // [kQueryChunk][kTile]
+  Lane<E>*weight_lanes_, *ds_lanes_;  // [steps of kQueryChunk][kTile]
+  Scalar<E>* ds_rows_;                // [kQueryChunk][kTile]
+  // Copies of rows that can't be used where they lie: for products along their columns, and along
+  // the rows themselves.
+  Scalar<E>*query_rows_ = nullptr, *dout_rows_ = nullptr;
+  Scalar<E>*query_copy_ = nullptr, *dout_copy_ = nullptr, *key_copy_ = nullptr;
+  uint64_t *maps_, *kept_;  // [kQueryChunk] row maps over the key block
+  Rows<E> q_, dout_;        // for products along their columns
+  Rows<E> q_down_, dout_down_, k_down_;
+  const A *lse_ = nullptr, *lse_low_ = nullptr, *delta_ = nullptr;
   const uint8_t* row_finite_ = nullptr;
-  int64_t ldk_ = 0, ldq_ = 0, ldo_ = 0;
   A slope_ = 0;
   double dslope_ = 0;
 
@@ -56,18 +64,30 @@ class AttentionBackward {
         scale_(static_cast<A>(p.score.scale)),
         D_(static_cast<int>(p.D)),
         Dv_(static_cast<int>(p.Dv)) {
-    kt_ = arena.take<A>(kKeyBlock * D_);
-    vt_ = arena.take<A>(kKeyBlock * Dv_);
+    kt_ = arena.take<Lane<E>>(kKeyBlock * steps<E>(D_));
+    vt_ = arena.take<Lane<E>>(kKeyBlock * steps<E>(Dv_));
     dkt_ = arena.take<A>(kKeyBlock * D_);
     dvt_ = arena.take<A>(kKeyBlock * Dv_);
     weights_ = arena.take<A>(kQueryChunk * kTile);
     ds_ = arena.take<A>(kQueryChunk * kTile);
     cap_ = p.score.softcap != 0 ? arena.take<A>(kQueryChunk * kTile) : nullptr;
+    if (!has_natural_rows<E>(p.query, D_))
+      query_rows_ = arena.take<Scalar<E>>(kQueryChunk * steps<E>(D_) * kPair<E>);
+    if (!has_natural_rows<E>(p.grad_out, Dv_))
+      dout_rows_ = arena.take<Scalar<E>>(kQueryChunk * steps<E>(Dv_) * kPair<E>);
     // dq needs whole vectors of key columns.
-    const bool whole = has_natural_rows<A>(p.key) && D_ % W == 0;
-    key_rows_ = p.dq && !whole ? arena.take<A>(kKeyBlock * p.plan.dq_width) : nullptr;
-    query_rows_ = has_natural_rows<A>(p.query) ? nullptr : arena.take<A>(kQueryChunk * D_);
-    dout_rows_ = has_natural_rows<A>(p.grad_out) ? nullptr : arena.take<A>(kQueryChunk * Dv_);
+    if (p.dq && (kPair<E> > 1 || !has_natural_rows<E>(p.key, D_) || D_ % W != 0))
+      key_copy_ = arena.take<Scalar<E>>(kKeyBlock * p.plan.dq_width);
+    if constexpr (kPair<E> == 1) {
+      weight_lanes_ = weights_;
+      ds_lanes_ = ds_rows_ = ds_;
+    } else {
+      weight_lanes_ = arena.take<Lane<E>>(steps<E>(kQueryChunk) * kTile);
+      ds_lanes_ = arena.take<Lane<E>>(steps<E>(kQueryChunk) * kTile);
+      ds_rows_ = arena.take<Scalar<E>>(kQueryChunk * kTile);
+      query_copy_ = arena.take<Scalar<E>>(kQueryChunk * D_);
+      dout_copy_ = arena.take<Scalar<E>>(kQueryChunk * Dv_);
+    }
     maps_ = arena.take<uint64_t>(kQueryChunk);
     kept_ = p.dropout.active() ? arena.take<uint64_t>(kQueryChunk) : nullptr;
   }
@@ -134,21 +154,30 @@ class AttentionBackward {
       v[j] = p_.value.at(b_, hkv_, key);
     }
     for (int t = 0; t * kTile < n; ++t) {
-      pack_lanes<A>(k + t * kTile, kTile, p_.key.dtype, p_.key.stride[3], D_, A(1),
-                    kt_ + t * kTile * D_, kTile);
-      pack_lanes<A>(v + t * kTile, kTile, p_.value.dtype, p_.value.stride[3], Dv_, A(1),
-                    vt_ + t * kTile * Dv_, kTile);
+      pack_operands<E>(k + t * kTile, kTile, p_.key, D_, false, kt_ + t * kTile * steps<E>(D_),
+                       kTile);
+      pack_operands<E>(v + t * kTile, kTile, p_.value, Dv_, false, vt_ + t * kTile * steps<E>(Dv_),
+                       kTile);
     }
-    if (!p_.dq) return;
-    k_ = reinterpret_cast<const A*>(k[0]), ldk_ = p_.key.stride[2];
-    if (key_rows_) {
-      ldk_ = p_.plan.dq_width;
-      memset(key_rows_, 0, sizeof(A) * n * ldk_);
-      copy_rows<A>(k[0], p_.key.stride[2] * size_of(p_.key.dtype), p_.key.dtype, p_.key.stride[3],
-                   n, D_, key_rows_, static_cast<int>(ldk_));
-      k_ = key_rows_;
+    if (p_.dq) read_keys_down(n);
+  }
+
+  void read_keys_down(int n) {
+    const View& key = p_.key;
+    const char* rows = key.at(b_, hkv_, keys_.begin);
+    const int64_t row_bytes = key.stride[2] * size_of(key.dtype), width = p_.plan.dq_width;
+    if constexpr (kPair<E> > 1) {
+      interleave_rows(rows, row_bytes, key.stride[3], n, D_, key_copy_, width);
+    } else if (key_copy_) {
+      memset(key_copy_, 0, sizeof(Scalar<E>) * n * width);
+      copy_operands<E>(rows, row_bytes, key, n, D_, key_copy_, width);
     }
-    keys_finite_ = rows_finite(k_, ldk_, n, D_);
+    if (key_copy_)
+      k_down_ = {key_copy_, width};
+    else
+      k_down_ = {reinterpret_cast<const Scalar<E>*>(rows), key.stride[2]};
+    keys_finite_ = operands_finite<E>(k_down_.data, k_down_.ld * kPair<E>,
+                                      static_cast<int>(steps<E>(n)), D_ * kPair<E>);
   }
 
   void unpack_block(const A* packed, int columns, const View& out) {
@@ -163,13 +192,27 @@ class AttentionBackward {
     }
   }
 
-  static const A* read_rows(const View& view, int64_t b, int64_t h, Range rows, int columns,
-                            A* copy, int64_t& ld) {
-    ld = copy ? columns : view.stride[2];
-    if (!copy) return reinterpret_cast<const A*>(view.at(b, h, rows.begin));
-    copy_rows<A>(view.at(b, h, rows.begin), view.stride[2] * size_of(view.dtype), view.dtype,
-                 view.stride[3], static_cast<int>(rows.end - rows.begin), columns, copy, columns);
-    return copy;
+  // Rows of head h_ for products along their columns.
+  Rows<E> read_rows(const View& view, Range rows, int columns, Scalar<E>* copy) const {
+    const char* at = view.at(b_, h_, rows.begin);
+    if (!copy) return {reinterpret_cast<const Scalar<E>*>(at), view.stride[2]};
+    const int64_t ld = steps<E>(columns) * kPair<E>;
+    copy_operands<E>(at, view.stride[2] * size_of(view.dtype), view,
+                     static_cast<int>(rows.end - rows.begin), columns, copy, ld);
+    return {copy, ld};
+  }
+
+  // The same for products along the rows.
+  Rows<E> read_rows_down(const View& view, Range rows, int columns, Rows<E> natural,
+                         [[maybe_unused]] Scalar<E>* copy) const {
+    if constexpr (kPair<E> == 1) {
+      return natural;
+    } else {
+      interleave_rows(view.at(b_, h_, rows.begin), view.stride[2] * size_of(view.dtype),
+                      view.stride[3], static_cast<int>(rows.end - rows.begin), columns, copy,
+                      columns);
+      return {copy, columns};
+    }
   }
 
   // One chunk of queries of head h_ against every tile of the key block.
@@ -177,8 +220,10 @@ class AttentionBackward {
     const int n = static_cast<int>(rows.end - rows.begin);
     Kind kinds[kQueryChunk / kGroup];
     if (!map_rows(rows, kinds)) return;
-    q_ = read_rows(p_.query, b_, h_, rows, D_, query_rows_, ldq_);
-    dout_ = read_rows(p_.grad_out, b_, h_, rows, Dv_, dout_rows_, ldo_);
+    q_ = read_rows(p_.query, rows, D_, query_rows_);
+    dout_ = read_rows(p_.grad_out, rows, Dv_, dout_rows_);
+    q_down_ = read_rows_down(p_.query, rows, D_, q_, query_copy_);
+    dout_down_ = read_rows_down(p_.grad_out, rows, Dv_, dout_, dout_copy_);
     const int64_t first = (b_ * p_.Hq + h_) * p_.Lq + rows.begin;
     lse_ = static_cast<const A*>(p_.row_lse) + first;
     lse_low_ = lse_ + p_.B * p_.Hq * p_.Lq;
@@ -244,12 +289,12 @@ class AttentionBackward {
 
   // Rows a .. e-1 of the chunk against key tile t.
   void run_tile(int t, int64_t first_row, int a, int e, const Kind* kinds, A* dq_head) {
-    const A *kt = kt_ + t * kTile * D_, *vt = vt_ + t * kTile * Dv_;
+    const Lane<E>*kt = kt_ + t * kTile * steps<E>(D_), *vt = vt_ + t * kTile * steps<E>(Dv_);
     bool leak_free = true;  // no weight of a masked pair meets a non-finite row
     for (int i = a; i < e; i += kGroup) {
       const int end = static_cast<int>(min64(e, i + kGroup));
       const bool partial = kinds[i / kGroup] == Kind::kPartial;
-      multiply_rows(q_, ldq_, kt, D_, i, end, [&](int r, Vec<A>(&s)[NV]) ATTN_INLINE_LAMBDA {
+      multiply_rows(q_, kt, D_, i, end, [&](int r, Vec<A>(&s)[NV]) ATTN_INLINE_LAMBDA {
         for (int v = 0; v < NV; ++v) {
           if (plain_) s[v] = weight(s[v] * set1(scale_), r);
           if (plain_ && partial) s[v] = select<A>(seen(t, r, v), s[v], Vec<A>{});
@@ -258,7 +303,7 @@ class AttentionBackward {
       });
       if (!plain_) finish_weights(t, first_row, i, end);
       const Vec<A> scale = set1(scale_);
-      multiply_rows(dout_, ldo_, vt, Dv_, i, end, [&](int r, Vec<A>(&dp)[NV]) ATTN_INLINE_LAMBDA {
+      multiply_rows(dout_, vt, Dv_, i, end, [&](int r, Vec<A>(&dp)[NV]) ATTN_INLINE_LAMBDA {
         for (int v = 0; v < NV; ++v) {
           if (plain_)
             dp[v] = load(weights_ + r * kTile + v * W) * ((dp[v] - set1(delta_[r])) * scale);
@@ -290,11 +335,12 @@ class AttentionBackward {
 
   // For each row r of i .. end-1: epilogue(r, sum_d rows[r][d] * packed[d][lanes])
   template <class Epilogue>
-  ATTN_INLINE void multiply_rows(const A* rows, int64_t ld, const A* packed, int depth, int i,
-                                 int end, const Epilogue& epilogue) {
+  ATTN_INLINE void multiply_rows(Rows<E> rows, const Lane<E>* packed, int depth, int i, int end,
+                                 const Epilogue& epilogue) {
     for_row_tiles<kRows>(i, end, [&]<int R>(int first) ATTN_INLINE_LAMBDA {
       Vec<A> sums[R][NV];
-      multiply_tile<A, R, NV>(rows + first * ld, ld, 1, packed, kTile, depth, sums);
+      multiply_tile<E, R, NV>(rows.data + first * rows.ld, rows.ld, kPair<E>, packed, kTile,
+                              steps<E>(depth), sums);
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) epilogue(first + r, sums[r]);
     });
@@ -380,18 +426,40 @@ class AttentionBackward {
       for (int64_t l = 0; l < count; ++l) row[j + l] += ds[l];
   }
 
+  // Weights and ds of rows a .. e-1 as operands: pairs of rows for dv and dk, rows of keys for dq.
+  void pack_products(int t, int a, int e) {
+    IntVec<A> here[NV];  // keys of the tile
+    for (int v = 0; v < NV; ++v)
+      here[v] = lanes_from_bits<A>(static_cast<Word<A>>(tile_bits(t) >> (v * W)));
+    for (int r = a; r < e; r += 2)
+      for (int v = 0; v < NV; ++v) {
+        const int at = r * kTile + v * W, next = at + kTile, pair = r / 2 * kTile + v * W;
+        const bool both = r + 1 < e;
+        const Vec<A> weight[2] = {load(weights_ + at), both ? load(weights_ + next) : Vec<A>{}};
+        const Vec<A> ds[2] = {load(ds_ + at), both ? load(ds_ + next) : Vec<A>{}};
+        store_operands<E>(weight_lanes_ + pair, weight);
+        store_operands<E>(ds_lanes_ + pair, ds);
+        for (int x = 0; x < 1 + both; ++x) {
+          const FloatHalves row = round_bfloat16(select<A>(here[v], ds[x], Vec<A>{}));
+          memcpy(ds_rows_ + at + x * kTile, &row, sizeof(row));
+        }
+      }
+  }
+
   // dv += p^T dout, dk += ds^T q, dq += ds k
   void accumulate(int t, int64_t first_row, int a, int e, A* dq_head) {
-    const A *weights = weights_ + a * kTile, *ds = ds_ + a * kTile;
+    if constexpr (kPair<E> > 1) pack_products(t, a, e);
+    const int64_t lanes = a / kPair<E> * kTile;
     if (p_.dv)
-      accumulate_lanes<A, NV>(weights, kTile, dout_ + a * ldo_, ldo_, e - a, Dv_, nullptr,
-                              dvt_ + t * kTile * Dv_);
+      accumulate_lanes<E, NV>(weight_lanes_ + lanes, kTile, dout_down_.data + a * dout_down_.ld,
+                              dout_down_.ld, e - a, Dv_, nullptr, dvt_ + t * kTile * Dv_);
     if (p_.dk)
-      accumulate_lanes<A, NV>(ds, kTile, q_ + a * ldq_, ldq_, e - a, D_, nullptr,
-                              dkt_ + t * kTile * D_);
+      accumulate_lanes<E, NV>(ds_lanes_ + lanes, kTile, q_down_.data + a * q_down_.ld, q_down_.ld,
+                              e - a, D_, nullptr, dkt_ + t * kTile * D_);
     if (p_.dq) {
       const int n = static_cast<int>(min64(kTile, keys_.end - keys_.begin - t * kTile));
-      accumulate_rows<A>(ds, kTile, k_ + t * kTile * ldk_, ldk_, e - a, n,
+      const auto* keys = reinterpret_cast<const Lane<E>*>(k_down_.data + t * kTile * k_down_.ld);
+      accumulate_rows<E>(ds_rows_ + a * kTile, kTile, keys, k_down_.ld, e - a, n,
                          static_cast<int>(p_.plan.dq_width),
                          dq_head + (first_row + a - dq_.rows.begin) * dq_.width, dq_.width);
     }
@@ -402,13 +470,17 @@ class AttentionBackward {
     for (int r = a; r < e; ++r)
       for (uint64_t map = maps_[r] & (tile_bits(t) << (t * kTile)); map; map &= map - 1) {
         const int j = __builtin_ctzll(map) - t * kTile;
+        const int64_t i = first_row + r, key = keys_.begin + t * kTile + j;
         const A weight = weights_[r * kTile + j], ds = ds_[r * kTile + j];
         A *dkt = dkt_ + t * kTile * D_ + j, *dvt = dvt_ + t * kTile * Dv_ + j;
-        for (int d = 0; d < Dv_; ++d) dvt[d * kTile] += weight * dout_[r * ldo_ + d];
-        for (int d = 0; d < D_; ++d) dkt[d * kTile] += ds * q_[r * ldq_ + d];
+        for (int d = 0; d < Dv_; ++d) dvt[d * kTile] += weight * element(p_.grad_out, h_, i, d);
+        for (int d = 0; d < D_; ++d) dkt[d * kTile] += ds * element(p_.query, h_, i, d);
         if (!p_.dq) continue;
-        A* dq = dq_head + (first_row + r - dq_.rows.begin) * dq_.width;
-        for (int d = 0; d < D_; ++d) dq[d] += ds * k_[(t * kTile + j) * ldk_ + d];
+        A* dq = dq_head + (i - dq_.rows.begin) * dq_.width;
+        for (int d = 0; d < D_; ++d) dq[d] += ds * element(p_.key, hkv_, key, d);
       }
+  }
+  A element(const View& view, int64_t h, int64_t l, int d) const {
+    return static_cast<A>(load_scalar(view.at(b_, h, l, d), view.dtype));
   }
 };

@@ -6,10 +6,11 @@
 template <class A>
 constexpr double kLargeLse = std::is_same_v<A, double> ? 1e14 : 65536;
 
-template <class A>
+template <class E>
 class AttentionBackwardRows {
  public:
   using Params = AttentionGradParams;
+  using A = Compute<E>;
 
   static Plan plan(const Params& p) {
     Arena arena(nullptr);
@@ -30,7 +31,7 @@ class AttentionBackwardRows {
   AttentionBackwardRows(const Params& p, Arena& arena) : p_(p) {
     dout_row_ = arena.take<A>(p.Dv);
     row_ = arena.take<A>(max64(p.D, p.Dv));
-    forward_scratch_ = arena.take<char>(AttentionForward<A>::plan(p).scratch_bytes);
+    forward_scratch_ = arena.take<char>(AttentionForward<E>::plan(p).scratch_bytes);
   }
 
   void run_item(int64_t item) {
@@ -60,7 +61,7 @@ class AttentionBackwardRows {
     *lse_low = 0;
     if (std::abs(value) < kLargeLse<A> || !(std::abs(value) < INFINITY)) return;
     A m, l;
-    AttentionForward<A>::row_state(p_, b_, h_, i, forward_scratch_, &m, &l);
+    AttentionForward<E>::row_state(p_, b_, h_, i, forward_scratch_, &m, &l);
     if (p_.sinks) {
       const double sink = load_scalar(p_.sinks.at(0, h_, 0), p_.sinks.dtype);
       const double top = std::fmax(static_cast<double>(m), sink);
@@ -87,7 +88,7 @@ class AttentionBackwardRows {
   }
 
   const A* read_row(const View& view, int64_t i, int columns, A* buffer) const {
-    if (has_natural_rows<A>(view)) return reinterpret_cast<const A*>(view.at(b_, h_, i));
+    if (has_natural_rows<A>(view, columns)) return reinterpret_cast<const A*>(view.at(b_, h_, i));
     copy_rows<A>(view.at(b_, h_, i), 0, view.dtype, view.stride[3], 1, columns, buffer, columns);
     return buffer;
   }

@@ -34,12 +34,6 @@ inline uint64_t kept_map(const Dropout& dropout, int64_t b, int64_t h, int64_t i
   return map & bits_between(0, n);
 }
 
-// Rows the micro-kernels can read where they lie.
-template <class A>
-bool has_natural_rows(const View& view) {
-  return view.dtype == kComputeDtype<A> && view.stride[3] == 1;
-}
-
 // Nothing acts on the products of queries and keys but the scale. (With scale 0 a masked -inf would
 // turn into NaN.)
 inline bool has_plain_scores(const AttentionParams& p) {

@@ -7,8 +7,9 @@
 
 constexpr int kTilesPerItem = 4;
 
-template <class A>
+template <class E>
 struct RowTile {
+  using A = Compute<E>;
   static constexpr int kTileLanes = kMaxVectors * kLanes<A>;
   int count;    // rows in use; the lanes behind repeat the last one
   int vectors;  // of lanes in use
@@ -16,14 +17,15 @@ struct RowTile {
   Range keys;   // some row may see
   int64_t i[kTileLanes], h[kTileLanes];
   A m[kTileLanes], l[kTileLanes], slope[kTileLanes];  // running maximum and sum
-  A* q;                                               // [D][lanes], scaled
+  Lane<E>* q;                                         // [steps of D][lanes]
   A* o;                                               // [Dv][lanes]
 };
 
-template <class A>
+template <class E>
 class AttentionForward {
  public:
   using Params = AttentionParams;
+  using A = Compute<E>;
   static constexpr int W = kLanes<A>, kTileLanes = kMaxVectors * W;
 
   static Plan plan(const AttentionParams& p) {
@@ -43,7 +45,7 @@ class AttentionForward {
     AttentionForward forward(p, arena);
     forward.b_ = b;
     forward.hkv_ = h / p.group();
-    RowTile<A>& tile = forward.tiles_[0];
+    RowTile<E>& tile = forward.tiles_[0];
     forward.start_tile(tile, i * p.group() + h % p.group(), 1);
     forward.visit_blocks(tile.keys, 1);
     *m = tile.m[0] * forward.unit_;
@@ -60,8 +62,11 @@ class AttentionForward {
   int tiles_per_item_;
   int64_t blocks_;
   int64_t b_ = 0, hkv_ = 0;
-  RowTile<A>* tiles_;
-  A *scores_, *bias_, *key_block_, *value_block_;
+  RowTile<E>* tiles_;
+  A *scores_, *bias_;  // [kKeyBlock][lanes]
+  Lane<E>* weights_;   // [steps of kKeyBlock][lanes], in the place of the scores
+  Scalar<E>*key_block_ = nullptr,
+  *value_block_ = nullptr;  // copies where rows can't be read where they lie
   LaneMaps<A>* maps_;
   LaneMaps<A>* kept_;
 
@@ -73,17 +78,20 @@ class AttentionForward {
         rows_(p.group() * p.Lq) {
     tiles_per_item_ = static_cast<int>(min64(kTilesPerItem, (rows_ + kTileLanes - 1) / kTileLanes));
     blocks_ = tiles_per_item_ ? (rows_ + rows_per_item() - 1) / rows_per_item() : 0;
-    tiles_ = arena.take<RowTile<A>>(tiles_per_item_);
-    A* q = arena.take<A>(tiles_per_item_ * p.D * kTileLanes);
+    tiles_ = arena.take<RowTile<E>>(tiles_per_item_);
+    Lane<E>* q = arena.take<Lane<E>>(tiles_per_item_ * steps<E>(p.D) * kTileLanes);
     A* o = arena.take<A>(tiles_per_item_ * p.Dv * kTileLanes);
     scores_ = arena.take<A>(kKeyBlock * kTileLanes);
+    weights_ = reinterpret_cast<Lane<E>*>(scores_);
     bias_ = p.bias ? arena.take<A>(kKeyBlock * kTileLanes) : nullptr;
-    key_block_ = has_natural_rows<A>(p.key) ? nullptr : arena.take<A>(kKeyBlock * p.D);
-    value_block_ = has_natural_rows<A>(p.value) ? nullptr : arena.take<A>(kKeyBlock * p.Dv);
+    if (!has_natural_rows<E>(p.key, p.D))
+      key_block_ = arena.take<Scalar<E>>(kKeyBlock * steps<E>(p.D) * kPair<E>);
+    if (kPair<E> > 1 || !has_natural_rows<E>(p.value, p.Dv))
+      value_block_ = arena.take<Scalar<E>>(kKeyBlock * p.Dv);
     maps_ = arena.take<LaneMaps<A>>(1);
     kept_ = p.dropout.active() ? arena.take<LaneMaps<A>>(1) : nullptr;
     for (int t = 0; tiles_ && t < tiles_per_item_; ++t) {
-      tiles_[t].q = q + t * p.D * kTileLanes;
+      tiles_[t].q = q + t * steps<E>(p.D) * kTileLanes;
       tiles_[t].o = o + t * p.Dv * kTileLanes;
     }
   }
@@ -99,7 +107,7 @@ class AttentionForward {
     int tiles = 0;
     Range keys{p_.Lk, 0};
     for (int64_t row = row0; row < end; row += kTileLanes) {
-      RowTile<A>& tile = tiles_[tiles++];
+      RowTile<E>& tile = tiles_[tiles++];
       start_tile(tile, row, static_cast<int>(min64(kTileLanes, end - row)));
       if (!tile.keys.empty())
         keys = {min64(keys.begin, tile.keys.begin), max64(keys.end, tile.keys.end)};
@@ -108,7 +116,7 @@ class AttentionForward {
     for (int t = 0; t < tiles; ++t) finish_tile(tiles_[t]);
   }
 
-  void start_tile(RowTile<A>& tile, int64_t row, int count) {
+  void start_tile(RowTile<E>& tile, int64_t row, int count) {
     const int64_t group = p_.group();
     tile.count = count;
     tile.vectors = (count + W - 1) / W;
@@ -122,8 +130,8 @@ class AttentionForward {
     }
     tile.rows = {tile.i[0], tile.i[count - 1] + 1};
     tile.keys = p_.mask.key_range(b_, tile.rows);
-    pack_lanes<A>(rows, tile.vectors * W, p_.query.dtype, p_.query.stride[3],
-                  static_cast<int>(p_.D), p_.score.scale < 0 ? A(-1) : A(1), tile.q, kTileLanes);
+    pack_operands<E>(rows, tile.vectors * W, p_.query, static_cast<int>(p_.D), p_.score.scale < 0,
+                     tile.q, kTileLanes);
     memset(tile.o, 0, sizeof(A) * p_.Dv * kTileLanes);
     for (int lane = 0; lane < kTileLanes; ++lane) {
       tile.m[lane] = -std::numeric_limits<A>::infinity();
@@ -141,46 +149,54 @@ class AttentionForward {
       visit_block({j, min64(j + kKeyBlock, keys.end)}, tiles);
   }
 
-  void visit_block(Range block, int tiles) {
-    const int64_t hkv = hkv_;
-    const A *k, *v;
-    int64_t ldk = p_.key.stride[2], ldv = p_.value.stride[2];
+  Rows<E> read_keys(Range block) const {
+    const View& key = p_.key;
+    const char* rows = key.at(b_, hkv_, block.begin);
+    if (!key_block_) return {reinterpret_cast<const Scalar<E>*>(rows), key.stride[2]};
+    const int64_t ld = steps<E>(p_.D) * kPair<E>;
+    copy_operands<E>(rows, key.stride[2] * size_of(key.dtype), key,
+                     static_cast<int>(block.end - block.begin), p_.D, key_block_, ld);
+    return {key_block_, ld};
+  }
+
+  Rows<E> read_values(Range block) const {
+    const View& value = p_.value;
+    const char* rows = value.at(b_, hkv_, block.begin);
+    const int64_t row_bytes = value.stride[2] * size_of(value.dtype);
     const int n = static_cast<int>(block.end - block.begin);
-    k = reinterpret_cast<const A*>(p_.key.at(b_, hkv, block.begin));
-    v = reinterpret_cast<const A*>(p_.value.at(b_, hkv, block.begin));
-    if (key_block_) {
-      copy_rows<A>(p_.key.at(b_, hkv, block.begin), ldk * size_of(p_.key.dtype), p_.key.dtype,
-                   p_.key.stride[3], n, static_cast<int>(p_.D), key_block_, static_cast<int>(p_.D));
-      k = key_block_, ldk = p_.D;
-    }
-    if (value_block_) {
-      copy_rows<A>(p_.value.at(b_, hkv, block.begin), ldv * size_of(p_.value.dtype), p_.value.dtype,
-                   p_.value.stride[3], n, static_cast<int>(p_.Dv), value_block_,
-                   static_cast<int>(p_.Dv));
-      v = value_block_, ldv = p_.Dv;
-    }
+    if constexpr (kPair<E> > 1)
+      interleave_rows(rows, row_bytes, value.stride[3], n, p_.Dv, value_block_, p_.Dv);
+    else if (value_block_)
+      copy_operands<E>(rows, row_bytes, value, n, p_.Dv, value_block_, p_.Dv);
+    else
+      return {reinterpret_cast<const Scalar<E>*>(rows), value.stride[2]};
+    return {value_block_, p_.Dv};
+  }
+
+  void visit_block(Range block, int tiles) {
+    const Rows<E> k = read_keys(block), v = read_values(block);
     for (int t = 0; t < tiles; ++t) {
-      const Range keys{max64(block.begin, tiles_[t].keys.begin),
-                       min64(block.end, tiles_[t].keys.end)};
+      Range keys{max64(block.begin, tiles_[t].keys.begin), min64(block.end, tiles_[t].keys.end)};
       if (keys.empty()) continue;
-      const int64_t skipped = keys.begin - block.begin;
-      const A *kt = k + skipped * ldk, *vt = v + skipped * ldv;
+      const int64_t skipped = (keys.begin - block.begin) / kPair<E> * kPair<E>;
+      keys.begin = block.begin + skipped;
+      const Rows<E> kt{k.data + skipped * k.ld, k.ld}, vt{v.data + skipped * v.ld, v.ld};
       switch (tiles_[t].vectors) {
         case 1:
-          visit_tile<1>(tiles_[t], keys, kt, ldk, vt, ldv);
+          visit_tile<1>(tiles_[t], keys, kt, vt);
           break;
         case 2:
-          visit_tile<2>(tiles_[t], keys, kt, ldk, vt, ldv);
+          visit_tile<2>(tiles_[t], keys, kt, vt);
           break;
         default:
-          visit_tile<3>(tiles_[t], keys, kt, ldk, vt, ldv);
+          visit_tile<3>(tiles_[t], keys, kt, vt);
       }
     }
   }
 
   enum class Kind { kSkip, kFull, kPartial };
 
-  Kind map_lanes(const RowTile<A>& tile, Range keys) {
+  Kind map_lanes(const RowTile<E>& tile, Range keys) {
     if (p_.mask.covers(b_, tile.rows, keys)) return Kind::kFull;
     const uint64_t every = bits_between(0, keys.end - keys.begin);
     uint64_t any = 0, all = every;
@@ -194,49 +210,46 @@ class AttentionForward {
   }
 
   template <int NV>
-  void visit_tile(RowTile<A>& tile, Range keys, const A* k, int64_t ldk, const A* v, int64_t ldv) {
+  void visit_tile(RowTile<E>& tile, Range keys, Rows<E> k, Rows<E> v) {
     const Kind kind = map_lanes(tile, keys);
     if (kind == Kind::kSkip) return;
     const int n = static_cast<int>(keys.end - keys.begin);
+    const bool partial = kind == Kind::kPartial;
     Vec<A> m[NV], alpha[NV];
     for (int x = 0; x < NV; ++x) m[x] = load(tile.m + x * W);
-    multiply_keys<NV>(tile.q, k, ldk, n, m, plain_ && kind == Kind::kFull);
+    multiply_keys<NV>(tile.q, k, n, m, plain_ && !partial);
     if (!plain_)
-      adjust_scores<NV>(tile, keys, kind == Kind::kPartial, m);
-    else if (kind == Kind::kPartial)
+      adjust_scores<NV>(tile, keys, partial, m);
+    else if (partial)
       mask_scores<NV>(n, m);
+    if (kept_) map_kept<NV>(tile, keys);
     exponentiate<NV>(tile, n, m, alpha);
-    if (kept_) drop_weights<NV>(tile, keys);
-    const bool some_masked = kind == Kind::kPartial || bias_;
-    if (some_masked && !rows_finite(v, ldv, n, static_cast<int>(p_.Dv)))
-      accumulate_seen<NV>(tile, kind == Kind::kPartial, v, ldv, n, alpha);
+    // The last key may share its pair with one that is not of the tile.
+    const bool some_masked = partial || bias_ || n % kPair<E> != 0;
+    const int rows = static_cast<int>(steps<E>(n));
+    if (some_masked && !operands_finite<E>(v.data, v.ld * kPair<E>, rows, p_.Dv * kPair<E>))
+      accumulate_seen<NV>(tile, partial, v, n, alpha);
     else
-      accumulate_lanes<A, NV>(scores_, kTileLanes, v, ldv, n, static_cast<int>(p_.Dv), alpha,
+      accumulate_lanes<E, NV>(weights_, kTileLanes, v.data, v.ld, n, static_cast<int>(p_.Dv), alpha,
                               tile.o);
   }
 
   // s[j] = k[j] . q; with `track` the maximum over j goes to m
   template <int NV>
-  void multiply_keys(const A* q, const A* k, int64_t ldk, int n, Vec<A> (&m)[NV], bool track) {
-    const int depth = static_cast<int>(p_.D);
+  void multiply_keys(const Lane<E>* q, Rows<E> k, int n, Vec<A> (&m)[NV], bool track) {
     for_row_tiles<kRows>(0, n, [&]<int R>(int j) ATTN_INLINE_LAMBDA {
-      key_tile<R, NV>(q, k + j * ldk, ldk, depth, j, m, track);
+      Vec<A> s[R][NV];
+      multiply_tile<E, R, NV>(k.data + j * k.ld, k.ld, kPair<E>, q, kTileLanes, steps<E>(p_.D), s);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) store(scores_ + (j + r) * kTileLanes + v * W, s[r][v]);
+      if (track)
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v)
+#pragma GCC unroll 16
+          for (int r = 0; r < R; ++r) m[v] = max<A>(m[v], s[r][v]);
     });
-  }
-  template <int R, int NV>
-  ATTN_INLINE void key_tile(const A* q, const A* k, int64_t ldk, int depth, int j, Vec<A> (&m)[NV],
-                            bool track) {
-    Vec<A> s[R][NV];
-    multiply_tile<A, R, NV>(k, ldk, 1, q, kTileLanes, depth, s);
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) store(scores_ + (j + r) * kTileLanes + v * W, s[r][v]);
-    if (track)
-#pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v)
-#pragma GCC unroll 16
-        for (int r = 0; r < R; ++r) m[v] = max<A>(m[v], s[r][v]);
   }
 
   // s <- -inf where masked; m <- max(m, s)
@@ -255,7 +268,7 @@ class AttentionForward {
 
   // s <- softcap(scale * s) + bias - slope * |i' - j|, -inf where masked; m <- max(m, s)
   template <int NV>
-  void adjust_scores(const RowTile<A>& tile, Range keys, bool partial, Vec<A> (&m)[NV]) {
+  void adjust_scores(const RowTile<E>& tile, Range keys, bool partial, Vec<A> (&m)[NV]) {
     const int n = static_cast<int>(keys.end - keys.begin);
     if (bias_) {
       const char* rows[kTileLanes];
@@ -287,10 +300,17 @@ class AttentionForward {
       }
   }
 
-  // p = exp(s - m), alpha = exp(m_old - m), l <- l * alpha + sum p. While no key has come, m is
-  // -inf and 0 stands in.
   template <int NV>
-  void exponentiate(RowTile<A>& tile, int n, const Vec<A> (&m)[NV], Vec<A> (&alpha)[NV]) {
+  void map_kept(const RowTile<E>& tile, Range keys) {
+    const int n = static_cast<int>(keys.end - keys.begin);
+    for (int lane = 0; lane < NV * W; ++lane)
+      kept_->set(lane, kept_map(p_.dropout, b_, tile.h[lane], tile.i[lane], keys.begin, n));
+  }
+
+  // p = exp(s - m), alpha = exp(m_old - m), l <- l * alpha + sum p; then dropout. While no key has
+  // come, m is -inf and 0 stands in.
+  template <int NV>
+  void exponentiate(RowTile<E>& tile, int n, const Vec<A> (&m)[NV], Vec<A> (&alpha)[NV]) {
     const Vec<A> unit = set1(static_cast<A>(unit_ * kLog2e));
     Vec<A> base[NV], sum[NV];
     for (int v = 0; v < NV; ++v) {
@@ -299,34 +319,32 @@ class AttentionForward {
       sum[v] = Vec<A>{};
       store(tile.m + v * W, m[v]);
     }
-    for (int j = 0; j < n; ++j)
+    if (n % kPair<E> != 0)  // the partner of the last key weighs 0
+      for (int v = 0; v < NV; ++v)
+        store(scores_ + n * kTileLanes + v * W, set1(-std::numeric_limits<A>::infinity()));
+    for (int j = 0; j < n; j += kPair<E>)
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) {
-        A* at = scores_ + j * kTileLanes + v * W;
-        const Vec<A> weight = exp2((load(at) - base[v]) * unit);
-        sum[v] += weight;
-        store(at, weight);
+        Vec<A> weight[kPair<E>];
+        for (int x = 0; x < kPair<E>; ++x) {
+          weight[x] = exp2((load(scores_ + (j + x) * kTileLanes + v * W) - base[v]) * unit);
+          sum[v] += weight[x];
+          if (kept_) weight[x] = keep(weight[x], j + x, v);
+        }
+        store_operands<E>(weights_ + j / kPair<E> * kTileLanes + v * W, weight);
       }
     for (int v = 0; v < NV; ++v) store(tile.l + v * W, fma(load(tile.l + v * W), alpha[v], sum[v]));
   }
 
-  // p <- p / (1 - dropout_p) where kept, 0 elsewhere
-  template <int NV>
-  void drop_weights(const RowTile<A>& tile, Range keys) {
-    const int n = static_cast<int>(keys.end - keys.begin);
-    for (int lane = 0; lane < NV * W; ++lane)
-      kept_->set(lane, kept_map(p_.dropout, b_, tile.h[lane], tile.i[lane], keys.begin, n));
+  // p / (1 - dropout_p) where kept, 0 elsewhere
+  ATTN_INLINE Vec<A> keep(Vec<A> weight, int j, int v) const {
     const Vec<A> scale = set1(static_cast<A>(p_.dropout.keep_scale));
-    for (int j = 0; j < n; ++j)
-      for (int v = 0; v < NV; ++v) {
-        A* at = scores_ + j * kTileLanes + v * W;
-        store(at, select<A>(kept_->test(j, v), load(at) * scale, Vec<A>{}));
-      }
+    return select<A>(kept_->test(j, v), weight * scale, Vec<A>{});
   }
 
   // o <- o * alpha + sum over the keys a row sees of p v: 0 * NaN must not reach the other rows.
   template <int NV>
-  void accumulate_seen(RowTile<A>& tile, bool partial, const A* values, int64_t ldv, int n,
+  void accumulate_seen(RowTile<E>& tile, bool partial, Rows<E> values, int n,
                        const Vec<A> (&alpha)[NV]) {
     const Vec<A> minus_infinity = set1(-std::numeric_limits<A>::infinity());
     for (int c = 0; c < p_.Dv; ++c)
@@ -334,7 +352,10 @@ class AttentionForward {
         A* at = tile.o + c * kTileLanes + v * W;
         Vec<A> o = load(at) * alpha[v];
         for (int j = 0; j < n; ++j) {
-          Vec<A> next = fma(load(scores_ + j * kTileLanes + v * W), set1(values[j * ldv + c]), o);
+          const int part = j % kPair<E>;
+          const Vec<A> weight = load_operand<E>(weights_ + j / kPair<E> * kTileLanes + v * W, part);
+          const A value = to_compute<E>(values.data[(j - part) * values.ld + c * kPair<E> + part]);
+          Vec<A> next = fma(weight, set1(value), o);
           if (partial) next = select<A>(maps_->test(j, v), next, o);
           if (bias_)
             next = select<A>(load(bias_ + j * kTileLanes + v * W) == minus_infinity, o, next);
@@ -346,7 +367,7 @@ class AttentionForward {
 
   // out = o / l, lse = m + log l; a row that saw no key has l = 0. A sink is one more key of that
   // score and value 0.
-  void finish_tile(RowTile<A>& tile) {
+  void finish_tile(RowTile<E>& tile) {
     char* rows[kTileLanes];
     A factor[kTileLanes];
     for (int lane = 0; lane < tile.vectors * W; ++lane) {

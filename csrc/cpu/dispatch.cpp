@@ -14,14 +14,21 @@ extern const Kernels kernels;
 namespace avx512 {
 extern const Kernels kernels;
 }
+namespace avx512_bf16 {
+void use_bfloat16_pairs(Kernels&);
+}
 #endif
 
 namespace {
 
-const Kernels& kernels_of(CpuCapability capability) {
+Kernels kernels_of(CpuCapability capability) {
   switch (capability) {
 #if defined(__x86_64__)
-    case CpuCapability::kAvx512Bf16:
+    case CpuCapability::kAvx512Bf16: {
+      Kernels all = avx512::kernels;
+      avx512_bf16::use_bfloat16_pairs(all);
+      return all;
+    }
     case CpuCapability::kAvx512:
       return avx512::kernels;
     case CpuCapability::kAvx2:
@@ -35,7 +42,7 @@ const Kernels& kernels_of(CpuCapability capability) {
 }  // namespace
 
 const Kernels& kernels() {
-  static const Kernels& chosen = kernels_of(cpu_capability());
+  static const Kernels chosen = kernels_of(cpu_capability());
   return chosen;
 }
 

@@ -20,15 +20,16 @@ struct Kernel {
   void (*run)(const Params&, int64_t item, void* scratch);
 };
 
+struct AttentionKernels {
+  Kernel<AttentionParams> forward;
+  // The plan first, then the three passes one after the other.
+  GradPlan (*backward_plan)(const AttentionGradParams&);
+  Kernel<AttentionGradParams> backward_rows, backward, backward_reduce;
+};
+
 struct Kernels {
   const char* name;
-  // [0] computes in float (float32, bfloat16, float16 storage), [1] in double.
-  Kernel<AttentionParams> attention_forward[2];
-  // The plan first, then the three passes one after the other.
-  GradPlan (*attention_backward_plan[2])(const AttentionGradParams&);
-  Kernel<AttentionGradParams> attention_backward_rows[2];
-  Kernel<AttentionGradParams> attention_backward[2];
-  Kernel<AttentionGradParams> attention_backward_reduce[2];
+  AttentionKernels attention[kDtypes];  // by storage dtype
 };
 
 }  // namespace attn

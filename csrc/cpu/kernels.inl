@@ -8,7 +8,9 @@ namespace {
 // Each builds on those before it.
 // clang-format off
 #include "cpu/simd.h"
+#include "cpu/operand.h"
 #include "cpu/storage.h"
+#include "cpu/operand_rows.h"
 #include "cpu/tile_gemm.h"
 #include "cpu/attention_common.h"
 #include "cpu/attention_forward.h"
@@ -26,17 +28,27 @@ constexpr auto entry() {
   return Kernel<typename Operator::Params>{&Operator::plan, &Operator::run};
 }
 
+template <class E>
+constexpr AttentionKernels attention_kernels() {
+  return {entry<AttentionForward<E>>(), &plan_attention_backward<Compute<E>>,
+          entry<AttentionBackwardRows<E>>(), entry<AttentionBackward<E>>(),
+          entry<AttentionBackwardReduce<Compute<E>>>()};
+}
+
 }  // namespace
 
+#if defined(ATTN_BFLOAT16_PAIRS)
+void use_bfloat16_pairs(Kernels& kernels) {
+  kernels.name = ATTN_STRING(ATTN_ISA);
+  kernels.attention[static_cast<int>(Dtype::kBFloat16)] = attention_kernels<BFloat16>();
+}
+#else
+// bfloat16 and float16 compute in float, converted tile by tile.
 extern const Kernels kernels;
-const Kernels kernels = {
-    ATTN_STRING(ATTN_ISA),
-    {entry<AttentionForward<float>>(), entry<AttentionForward<double>>()},
-    {&plan_attention_backward<float>, &plan_attention_backward<double>},
-    {entry<AttentionBackwardRows<float>>(), entry<AttentionBackwardRows<double>>()},
-    {entry<AttentionBackward<float>>(), entry<AttentionBackward<double>>()},
-    {entry<AttentionBackwardReduce<float>>(), entry<AttentionBackwardReduce<double>>()},
-};
+const Kernels kernels = {ATTN_STRING(ATTN_ISA),
+                         {attention_kernels<float>(), attention_kernels<double>(),
+                          attention_kernels<float>(), attention_kernels<float>()}};
+#endif
 
 }  // namespace ATTN_ISA
 }  // namespace attn

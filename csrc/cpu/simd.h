@@ -97,6 +97,40 @@ ATTN_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return a 
 ATTN_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) { return a * b + c; }
 #endif
 
+// As many 16-bit words as fit a register.
+typedef uint16_t HalfVec __attribute__((vector_size(ATTN_VECTOR_BYTES)));
+// One for each lane of Vec<float>.
+typedef uint16_t FloatHalves __attribute__((vector_size(ATTN_VECTOR_BYTES / 2)));
+
+ATTN_INLINE Vec<float> widen_bfloat16(FloatHalves x) {
+  return reinterpret_cast<Vec<float>>(__builtin_convertvector(x, IntVec<float>) << 16);
+}
+// Round to nearest even; a NaN becomes quiet.
+ATTN_INLINE FloatHalves narrow_bfloat16(Vec<float> x) {
+  const IntVec<float> bits = reinterpret_cast<IntVec<float>>(x);
+  const IntVec<float> rounded = bits + (((bits >> 16) & 1) + 0x7fff);
+  const IntVec<float> result = x == x ? rounded : (bits | 0x400000);
+  return __builtin_convertvector(result >> 16, FloatHalves);
+}
+
+#if defined(ATTN_BFLOAT16_PAIRS)
+// sum + x[2l] * y[2l] + x[2l + 1] * y[2l + 1]; subnormal numbers count as 0
+ATTN_INLINE Vec<float> dot_bfloat16(Vec<float> sum, IntVec<float> x, IntVec<float> y) {
+  return _mm512_dpbf16_ps(sum, (__m512bh)x, (__m512bh)y);
+}
+ATTN_INLINE FloatHalves round_bfloat16(Vec<float> x) { return (FloatHalves)_mm512_cvtneps_pbh(x); }
+// Lane l holds first[l] in its lower half and second[l] in its upper one.
+template <size_t... L>
+ATTN_INLINE HalfVec interleave_halves(HalfVec x, std::index_sequence<L...>) {
+  return __builtin_shufflevector(x, x, (L / 2 + L % 2 * sizeof...(L) / 2)...);
+}
+ATTN_INLINE IntVec<float> pair_bfloat16(Vec<float> first, Vec<float> second) {
+  const HalfVec both = (HalfVec)_mm512_cvtne2ps_pbh(second, first);
+  return reinterpret_cast<IntVec<float>>(
+      interleave_halves(both, std::make_index_sequence<2 * kLanes<float>>{}));
+}
+#endif
+
 template <class T>
 ATTN_INLINE Vec<T> abs(Vec<T> x) {
   return max<T>(x, -x);

@@ -43,9 +43,9 @@ __attribute__((noinline)) Vec<A> convert_elements(const char* p, Dtype dtype, in
     if (stride == 1 && count >= W) {
       const auto* half = reinterpret_cast<const uint16_t*>(p);
       if (dtype == Dtype::kBFloat16) {
-        IntVec<float> bits;
-        for (int l = 0; l < W; ++l) bits[l] = int32_t{half[l]} << 16;
-        return reinterpret_cast<Vec<float>>(bits);
+        FloatHalves x;
+        memcpy(&x, half, sizeof(x));
+        return widen_bfloat16(x);
       }
 #if ATTN_VECTOR_BYTES == 64
       if (dtype == Dtype::kFloat16)
@@ -74,8 +74,13 @@ template <class A>
 __attribute__((noinline)) void store_converted(char* p, Dtype dtype, int64_t stride, int count,
                                                Vec<A> v) {
   constexpr int W = kLanes<A>;
-#if ATTN_VECTOR_BYTES >= 32
   if constexpr (std::is_same_v<A, float>) {
+    if (dtype == Dtype::kBFloat16 && stride == 1 && count >= W) {
+      const FloatHalves x = narrow_bfloat16(v);
+      memcpy(p, &x, sizeof(x));
+      return;
+    }
+#if ATTN_VECTOR_BYTES >= 32
     constexpr int kRound = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
     if (dtype == Dtype::kFloat16 && stride == 1 && count >= W) {
 #if ATTN_VECTOR_BYTES == 64
@@ -85,8 +90,8 @@ __attribute__((noinline)) void store_converted(char* p, Dtype dtype, int64_t str
 #endif
       return;
     }
-  }
 #endif
+  }
   A lane[W];
   store(lane, v);
   const int64_t step = stride * size_of(dtype);

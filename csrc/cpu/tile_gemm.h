@@ -21,25 +21,26 @@ ATTN_INLINE void for_row_tiles(int begin, int end, const Tile& tile) {
     if (begin < end) for_row_tiles<kMaxRows / 2>(begin, end, tile);
 }
 
-// sums[r][v] = sum_{k < depth} scalars[r * step_r + k * step_k] * lanes[k * ld + v * W ...]
-template <class A, int R, int NV>
-ATTN_INLINE void multiply_tile(const A* ATTN_RESTRICT scalars, int64_t step_r, int64_t step_k,
-                               const A* ATTN_RESTRICT lanes, int64_t ld, int depth,
-                               Vec<A> (&sums)[R][NV]) {
+// sums[r][v] = sum_{k < depth} scalars[r * step_r + k * step_k] * lanes[k * ld + v * W ...], where
+// a scalar and a lane are an operand each: a pair in bfloat16
+template <class E, int R, int NV>
+ATTN_INLINE void multiply_tile(const Scalar<E>* ATTN_RESTRICT scalars, int64_t step_r,
+                               int64_t step_k, const Lane<E>* ATTN_RESTRICT lanes, int64_t ld,
+                               int64_t depth, Vec<Compute<E>> (&sums)[R][NV]) {
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) sums[r][v] = Vec<A>{};
+    for (int v = 0; v < NV; ++v) sums[r][v] = Vec<Compute<E>>{};
 #pragma GCC unroll 1
-  for (int k = 0; k < depth; ++k) {
-    Vec<A> x[NV];
+  for (int64_t k = 0; k < depth; ++k) {
+    LaneVec<E> x[NV];
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) x[v] = load(lanes + k * ld + v * kLanes<A>);
+    for (int v = 0; v < NV; ++v) x[v] = load_lanes<E>(lanes + k * ld + v * kLanes<Compute<E>>);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
-      const Vec<A> y = set1(scalars[r * step_r + k * step_k]);
+      const LaneVec<E> y = broadcast<E>(scalars + r * step_r + k * step_k);
 #pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) sums[r][v] = fma(y, x[v], sums[r][v]);
+      for (int v = 0; v < NV; ++v) sums[r][v] = multiply_add<E>(y, x[v], sums[r][v]);
     }
   }
 }
@@ -59,29 +60,31 @@ ATTN_INLINE void add_tile(const Vec<A> (&sums)[R][NV], const Vec<A>* alpha, A* A
     }
 }
 
-// o[c][lanes] = o[c][lanes] * alpha + sum_{j < n} weights[j][lanes] * rows[j][c] for c < columns
-template <class A, int NV>
-void accumulate_lanes(const A* weights, int ld, const A* rows, int64_t ld_rows, int n, int columns,
-                      const Vec<A>* alpha, A* o) {
+// o[c][lanes] = o[c][lanes] * alpha + sum_{j < n} weights[j][lanes] * rows[j][c] for c < columns.
+// Pairs of bfloat16 are (j, j + 1): rows are interleaved (interleave_rows).
+template <class E, int NV>
+void accumulate_lanes(const Lane<E>* weights, int ld, const Scalar<E>* rows, int64_t ld_rows, int n,
+                      int columns, const Vec<Compute<E>>* alpha, Compute<E>* o) {
   for_row_tiles<kRows>(0, columns, [&]<int R>(int c) ATTN_INLINE_LAMBDA {
-    Vec<A> sums[R][NV];
-    multiply_tile<A, R, NV>(rows + c, 1, ld_rows, weights, ld, n, sums);
-    add_tile<A, R, NV>(sums, alpha, o + c * ld, ld);
+    Vec<Compute<E>> sums[R][NV];
+    multiply_tile<E, R, NV>(rows + c * kPair<E>, kPair<E>, ld_rows * kPair<E>, weights, ld,
+                            steps<E>(n), sums);
+    add_tile<Compute<E>, R, NV>(sums, alpha, o + c * ld, ld);
   });
 }
 
 // o[i][c] += sum_{j < n} weights[i][j] * rows[j][c] for i < m and c < columns, a multiple of the
-// vector
-template <class A>
-void accumulate_rows(const A* weights, int ld, const A* rows, int64_t ld_rows, int m, int n,
-                     int columns, A* o, int64_t ld_o) {
-  constexpr int W = kLanes<A>, kWide = ATTN_VECTOR_BYTES == 64 ? 4 : 2;
+// vector; pairs as above
+template <class E>
+void accumulate_rows(const Scalar<E>* weights, int ld, const Lane<E>* rows, int64_t ld_rows, int m,
+                     int n, int columns, Compute<E>* o, int64_t ld_o) {
+  constexpr int W = kLanes<Compute<E>>, kWide = ATTN_VECTOR_BYTES == 64 ? 4 : 2;
   for_row_tiles<kWide>(0, columns / W, [&]<int NV>(int vector) ATTN_INLINE_LAMBDA {
     const int c = vector * W;
     for_row_tiles<6>(0, m, [&]<int R>(int i) ATTN_INLINE_LAMBDA {
-      Vec<A> sums[R][NV];
-      multiply_tile<A, R, NV>(weights + i * ld, ld, 1, rows + c, ld_rows, n, sums);
-      add_tile<A, R, NV>(sums, nullptr, o + i * ld_o + c, ld_o);
+      Vec<Compute<E>> sums[R][NV];
+      multiply_tile<E, R, NV>(weights + i * ld, ld, kPair<E>, rows + c, ld_rows, steps<E>(n), sums);
+      add_tile<Compute<E>, R, NV>(sums, nullptr, o + i * ld_o + c, ld_o);
     });
   });
 }

@@ -195,17 +195,16 @@ inline void AttentionCall::make_params() {
 }
 
 inline void AttentionCall::run(bool backward, bool reversed, bool zeroed) {
-  const int index = case_.dtype == attn::Dtype::kFloat64;
-  run_items<attn::AttentionParams>(attn::kernels().attention_forward[index], p_, reversed, zeroed);
+  const auto& kernels = attn::kernels().attention[static_cast<int>(case_.dtype)];
+  run_items<attn::AttentionParams>(kernels.forward, p_, reversed, zeroed);
   if (backward) run_backward(reversed, zeroed);
 }
 
 inline void AttentionCall::run_backward(bool reversed, bool zeroed) {
-  const attn::Kernels& kernels = attn::kernels();
-  const int index = case_.dtype == attn::Dtype::kFloat64;
-  p_.plan = kernels.attention_backward_plan[index](p_);
+  const auto& kernels = attn::kernels().attention[static_cast<int>(case_.dtype)];
+  p_.plan = kernels.backward_plan(p_);
   const attn::GradPlan& plan = p_.plan;
-  const int64_t rows = p_.B * p_.Hq * p_.Lq, element = index ? 8 : 4;
+  const int64_t rows = p_.B * p_.Hq * p_.Lq, element = case_.dtype == attn::Dtype::kFloat64 ? 8 : 4;
   std::vector<Scratch> workspace;
   const auto take = [&](int64_t bytes) {
     workspace.emplace_back(bytes);
@@ -225,9 +224,9 @@ inline void AttentionCall::run_backward(bool reversed, bool zeroed) {
     p_.dbias_partial = take(plan.bias_slots * size[0] * size[1] * size[2] * size[3] * element);
     workspace.back().fill(true);
   }
-  run_items(kernels.attention_backward_rows[index], p_, reversed, zeroed);
-  run_items(kernels.attention_backward[index], p_, reversed, zeroed);
-  run_items(kernels.attention_backward_reduce[index], p_, reversed, zeroed);
+  run_items(kernels.backward_rows, p_, reversed, zeroed);
+  run_items(kernels.backward, p_, reversed, zeroed);
+  run_items(kernels.backward_reduce, p_, reversed, zeroed);
 }
 
 inline void AttentionCall::check_guards() {
