@@ -71,12 +71,12 @@ class AttentionBackward {
     weights_ = arena.take<A>(kQueryChunk * kTile);
     ds_ = arena.take<A>(kQueryChunk * kTile);
     cap_ = p.score.softcap != 0 ? arena.take<A>(kQueryChunk * kTile) : nullptr;
-    if (!has_natural_rows<E>(p.query, D_))
+    if (!reads_in_place(p.query, D_))
       query_rows_ = arena.take<Scalar<E>>(kQueryChunk * steps<E>(D_) * kPair<E>);
-    if (!has_natural_rows<E>(p.grad_out, Dv_))
+    if (!reads_in_place(p.grad_out, Dv_))
       dout_rows_ = arena.take<Scalar<E>>(kQueryChunk * steps<E>(Dv_) * kPair<E>);
     // dq needs whole vectors of key columns.
-    if (p.dq && (kPair<E> > 1 || !has_natural_rows<E>(p.key, D_) || D_ % W != 0))
+    if (p.dq && (kPair<E> > 1 || !reads_in_place(p.key, D_) || D_ % W != 0))
       key_copy_ = arena.take<Scalar<E>>(kKeyBlock * p.plan.dq_width);
     if constexpr (kPair<E> == 1) {
       weight_lanes_ = weights_;
@@ -90,6 +90,10 @@ class AttentionBackward {
     }
     maps_ = arena.take<uint64_t>(kQueryChunk);
     kept_ = p.dropout.active() ? arena.take<uint64_t>(kQueryChunk) : nullptr;
+  }
+
+  static bool reads_in_place(const View& view, int64_t columns) {
+    return has_natural_rows<E>(view, columns) && has_close_rows(view, columns);
   }
 
   void run_item(int64_t item) {
@@ -134,8 +138,12 @@ class AttentionBackward {
         if (p_.alibi_slopes)
           slope_ =
               static_cast<A>(load_scalar(p_.alibi_slopes.at(b_, h_, 0), p_.alibi_slopes.dtype));
-        for (int64_t i = rows.begin; i < rows.end; i += kQueryChunk)
+        for (int64_t i = rows.begin; i < rows.end; i += kQueryChunk) {
+          const Range next{i + kQueryChunk, min64(i + 2 * kQueryChunk, rows.end)};
+          prefetch_rows(p_.query, b_, h_, next, D_);
+          prefetch_rows(p_.grad_out, b_, h_, next, Dv_);
           run_queries({i, min64(i + kQueryChunk, rows.end)}, dq_.data + g * dq_.head);
+        }
         if (p_.alibi_partial) alibi_sum(h_) += dslope_;
       }
     }
@@ -202,15 +210,13 @@ class AttentionBackward {
     return {copy, ld};
   }
 
-  // The same for products along the rows.
-  Rows<E> read_rows_down(const View& view, Range rows, int columns, Rows<E> natural,
-                         [[maybe_unused]] Scalar<E>* copy) const {
+  // The same for products along the n rows.
+  static Rows<E> turn_rows(Rows<E> rows, int n, int columns, [[maybe_unused]] Scalar<E>* copy) {
     if constexpr (kPair<E> == 1) {
-      return natural;
+      return rows;
     } else {
-      interleave_rows(view.at(b_, h_, rows.begin), view.stride[2] * size_of(view.dtype),
-                      view.stride[3], static_cast<int>(rows.end - rows.begin), columns, copy,
-                      columns);
+      interleave_rows(reinterpret_cast<const char*>(rows.data), rows.ld * int64_t{sizeof(*copy)}, 1,
+                      n, columns, copy, columns);
       return {copy, columns};
     }
   }
@@ -222,8 +228,8 @@ class AttentionBackward {
     if (!map_rows(rows, kinds)) return;
     q_ = read_rows(p_.query, rows, D_, query_rows_);
     dout_ = read_rows(p_.grad_out, rows, Dv_, dout_rows_);
-    q_down_ = read_rows_down(p_.query, rows, D_, q_, query_copy_);
-    dout_down_ = read_rows_down(p_.grad_out, rows, Dv_, dout_, dout_copy_);
+    q_down_ = turn_rows(q_, n, D_, query_copy_);
+    dout_down_ = turn_rows(dout_, n, Dv_, dout_copy_);
     const int64_t first = (b_ * p_.Hq + h_) * p_.Lq + rows.begin;
     lse_ = static_cast<const A*>(p_.row_lse) + first;
     lse_low_ = lse_ + p_.B * p_.Hq * p_.Lq;

@@ -6,6 +6,8 @@
 template <class A>
 constexpr double kLargeLse = std::is_same_v<A, double> ? 1e14 : 65536;
 
+constexpr int64_t kRowsAhead = 8;  // to prefetch
+
 template <class E>
 class AttentionBackwardRows {
  public:
@@ -42,6 +44,10 @@ class AttentionBackwardRows {
     double dsink = 0;
     const int64_t end = min64(p_.Lq, (block + 1) * kStatisticsRows);
     for (int64_t i = block * kStatisticsRows; i < end; ++i) {
+      const Range ahead{min64(end, i + kRowsAhead), min64(end, i + kRowsAhead + 1)};
+      prefetch_rows(p_.grad_out, b_, h_, ahead, p_.Dv);
+      prefetch_rows(p_.query, b_, h_, ahead, p_.D);
+      prefetch_rows(p_.out, b_, h_, ahead, p_.Dv);
       const int64_t at = (b_ * p_.Hq + h_) * p_.Lq + i;
       A* lse = static_cast<A*>(p_.row_lse) + at;
       A* lse_low = lse + p_.B * p_.Hq * p_.Lq;

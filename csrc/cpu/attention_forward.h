@@ -65,8 +65,11 @@ class AttentionForward {
   RowTile<E>* tiles_;
   A *scores_, *bias_;  // [kKeyBlock][lanes]
   Lane<E>* weights_;   // [steps of kKeyBlock][lanes], in the place of the scores
-  Scalar<E>*key_block_ = nullptr,
-  *value_block_ = nullptr;  // copies where rows can't be read where they lie
+  // Copies of a block where its rows can't be read where they lie.
+  Scalar<E>*key_block_ = nullptr, *value_block_ = nullptr;
+  Rows<E> values_;  // of the block
+  int value_rows_ = 0;
+  std::optional<bool> values_finite_;
   LaneMaps<A>* maps_;
   LaneMaps<A>* kept_;
 
@@ -84,9 +87,9 @@ class AttentionForward {
     scores_ = arena.take<A>(kKeyBlock * kTileLanes);
     weights_ = reinterpret_cast<Lane<E>*>(scores_);
     bias_ = p.bias ? arena.take<A>(kKeyBlock * kTileLanes) : nullptr;
-    if (!has_natural_rows<E>(p.key, p.D))
+    if (!reads_in_place(p.key, p.D))
       key_block_ = arena.take<Scalar<E>>(kKeyBlock * steps<E>(p.D) * kPair<E>);
-    if (kPair<E> > 1 || !has_natural_rows<E>(p.value, p.Dv))
+    if (kPair<E> > 1 || !reads_in_place(p.value, p.Dv))
       value_block_ = arena.take<Scalar<E>>(kKeyBlock * p.Dv);
     maps_ = arena.take<LaneMaps<A>>(1);
     kept_ = p.dropout.active() ? arena.take<LaneMaps<A>>(1) : nullptr;
@@ -94,6 +97,12 @@ class AttentionForward {
       tiles_[t].q = q + t * steps<E>(p.D) * kTileLanes;
       tiles_[t].o = o + t * p.Dv * kTileLanes;
     }
+  }
+
+  bool reads_in_place(const View& view, int64_t columns) const {
+    constexpr int kReadsPerCopy = 3;
+    return has_natural_rows<E>(view, columns) &&
+           (tiles_per_item_ < kReadsPerCopy || has_close_rows(view, columns));
   }
 
   int64_t rows_per_item() const { return int64_t{tiles_per_item_} * kTileLanes; }
@@ -145,8 +154,12 @@ class AttentionForward {
   void visit_blocks(Range keys, int tiles) {
     // Row maps read whole stored words when the blocks are aligned to them.
     if (p_.mask.bits) keys.begin = keys.begin / kKeyBlock * kKeyBlock;
-    for (int64_t j = keys.begin; j < keys.end; j += kKeyBlock)
+    for (int64_t j = keys.begin; j < keys.end; j += kKeyBlock) {
+      const Range next{j + kKeyBlock, min64(j + 2 * kKeyBlock, keys.end)};
+      prefetch_rows(p_.key, b_, hkv_, next, p_.D);
+      prefetch_rows(p_.value, b_, hkv_, next, p_.Dv);
       visit_block({j, min64(j + kKeyBlock, keys.end)}, tiles);
+    }
   }
 
   Rows<E> read_keys(Range block) const {
@@ -174,7 +187,9 @@ class AttentionForward {
   }
 
   void visit_block(Range block, int tiles) {
-    const Rows<E> k = read_keys(block), v = read_values(block);
+    const Rows<E> k = read_keys(block), v = values_ = read_values(block);
+    value_rows_ = static_cast<int>(steps<E>(block.end - block.begin));
+    values_finite_.reset();
     for (int t = 0; t < tiles; ++t) {
       Range keys{max64(block.begin, tiles_[t].keys.begin), min64(block.end, tiles_[t].keys.end)};
       if (keys.empty()) continue;
@@ -226,12 +241,18 @@ class AttentionForward {
     exponentiate<NV>(tile, n, m, alpha);
     // The last key may share its pair with one that is not of the tile.
     const bool some_masked = partial || bias_ || n % kPair<E> != 0;
-    const int rows = static_cast<int>(steps<E>(n));
-    if (some_masked && !operands_finite<E>(v.data, v.ld * kPair<E>, rows, p_.Dv * kPair<E>))
+    if (some_masked && !values_finite())
       accumulate_seen<NV>(tile, partial, v, n, alpha);
     else
       accumulate_lanes<E, NV>(weights_, kTileLanes, v.data, v.ld, n, static_cast<int>(p_.Dv), alpha,
                               tile.o);
+  }
+
+  bool values_finite() {
+    if (!values_finite_)
+      values_finite_ =
+          operands_finite<E>(values_.data, values_.ld * kPair<E>, value_rows_, p_.Dv * kPair<E>);
+    return *values_finite_;
   }
 
   // s[j] = k[j] . q; with `track` the maximum over j goes to m

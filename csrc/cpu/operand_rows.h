@@ -13,6 +13,21 @@ bool has_natural_rows(const View& view, int64_t columns) {
   return view.dtype == Operand<E>::kStorage && view.stride[3] == 1 && columns % kPair<E> == 0;
 }
 
+// Rows much farther apart than they are long, like those of a (B, L, H, D) tensor seen by head,
+// fall into few sets of the cache: where they are read more than once a copy pays.
+inline bool has_close_rows(const View& view, int64_t columns) {
+  return view.stride[2] <= 2 * columns;
+}
+
+// Hardware prefetches along such rows, not from one to the next.
+inline void prefetch_rows(const View& view, int64_t b, int64_t h, Range rows, int64_t columns) {
+  constexpr int64_t kLine = 64;
+  if (has_close_rows(view, columns)) return;
+  for (int64_t i = rows.begin; i < rows.end; ++i)
+    for (int64_t at = 0; at < columns * size_of(view.dtype); at += kLine)
+      __builtin_prefetch(view.at(b, h, i) + at, 0, 2);
+}
+
 // 16-bit words 0 .. count-1 at p, p + stride, ... (stride in words); the others are 0.
 ATTN_INLINE HalfVec load_halves(const char* p, int64_t stride, int64_t count) {
   constexpr int kWords = sizeof(HalfVec) / 2;
@@ -102,9 +117,16 @@ bool operands_finite(const Scalar<E>* rows, int64_t ld, int n, int64_t columns) 
   if constexpr (kPair<E> == 1) {
     return rows_finite(rows, ld, n, static_cast<int>(columns));
   } else {
-    bool finite = true;
+    constexpr uint16_t kExponent = 0x7f80;
+    HalfVec largest{};
     for (int i = 0; i < n; ++i, rows += ld)
-      for (int64_t c = 0; c < columns; ++c) finite &= (rows[c] & 0x7f80) != 0x7f80;
-    return finite;
+      for (int64_t c = 0; c < columns; c += sizeof(HalfVec) / 2) {
+        const char* at = reinterpret_cast<const char*>(rows + c);
+        const HalfVec exponent = load_halves(at, 1, columns - c) & kExponent;
+        largest = largest > exponent ? largest : exponent;
+      }
+    uint16_t top = 0;
+    for (size_t l = 0; l < sizeof(HalfVec) / 2; ++l) top = top > largest[l] ? top : largest[l];
+    return top != kExponent;
   }
 }

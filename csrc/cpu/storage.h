@@ -110,8 +110,12 @@ template <class A>
 void copy_rows(const char* rows, int64_t row_bytes, Dtype dtype, int64_t stride, int n, int columns,
                A* dst, int ld) {
   constexpr int W = kLanes<A>;
-  for (int i = 0; i < n; ++i, rows += row_bytes, dst += ld)
-    for (int c = 0; c < columns; c += W) {
+  const bool same = dtype == kComputeDtype<A> && stride == 1;
+  for (int i = 0; i < n; ++i, rows += row_bytes, dst += ld) {
+    int c = 0;
+    for (; same && c + W <= columns; c += W)
+      store(dst + c, load(reinterpret_cast<const A*>(rows) + c));
+    for (; c < columns; c += W) {
       const Vec<A> x =
           load_elements<A>(rows + c * stride * size_of(dtype), dtype, stride, columns - c);
       if (columns - c >= W)
@@ -119,6 +123,7 @@ void copy_rows(const char* rows, int64_t row_bytes, Dtype dtype, int64_t stride,
       else
         for (int l = 0; l < columns - c; ++l) dst[c + l] = x[l];
     }
+  }
 }
 
 // dst[c][lane] = factor * row[lane][c]: rows become lanes. dst has ld lanes a column, a multiple of
