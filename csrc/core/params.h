@@ -43,6 +43,7 @@ struct AttentionParams {
 struct GradPlan {
   int64_t chunks = 1;
   bool contiguous = false;  // chunk c holds neighbouring key blocks, else blocks c, c + chunks, ...
+  int64_t reach_rows = 0;   // queries that the keys of one chunk may be seen by, at most
   // A bias gradient too large to keep once per task is shared by tasks merged into one, which runs
   // through the batch rows or key heads the bias is broadcast over; otherwise each such task adds
   // into a slot of its own.

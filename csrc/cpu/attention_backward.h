@@ -46,13 +46,11 @@ class AttentionBackward {
   A *weights_, *ds_, *cap_;           // [kQueryChunk][kTile]
   Lane<E>*weight_lanes_, *ds_lanes_;  // [steps of kQueryChunk][kTile]
   Scalar<E>* ds_rows_;                // [kQueryChunk][kTile]
-  // Copies of rows that can't be used where they lie: for products along their columns, and along
-  // the rows themselves.
-  Scalar<E>*query_rows_ = nullptr, *dout_rows_ = nullptr;
-  Scalar<E>*query_copy_ = nullptr, *dout_copy_ = nullptr, *key_copy_ = nullptr;
-  uint64_t *maps_, *kept_;  // [kQueryChunk] row maps over the key block
-  Rows<E> q_, dout_;        // for products along their columns
-  Rows<E> q_down_, dout_down_, k_down_;
+  Scalar<E>* key_copy_ = nullptr;     // [kKeyBlock][dq_width]
+  uint64_t *maps_, *kept_;            // [kQueryChunk] row maps over the key block
+  QuerySide<E> queries_;
+  QueryRows<E> rows_;  // of the chunk of queries
+  Rows<E> k_down_;     // keys for products along the keys
   const A *lse_ = nullptr, *lse_low_ = nullptr, *delta_ = nullptr;
   const uint8_t* row_finite_ = nullptr;
   A slope_ = 0;
@@ -63,7 +61,8 @@ class AttentionBackward {
         plain_(has_plain_scores(p) && !p.dropout.active()),
         scale_(static_cast<A>(p.score.scale)),
         D_(static_cast<int>(p.D)),
-        Dv_(static_cast<int>(p.Dv)) {
+        Dv_(static_cast<int>(p.Dv)),
+        queries_(p, arena) {
     kt_ = arena.take<Lane<E>>(kKeyBlock * steps<E>(D_));
     vt_ = arena.take<Lane<E>>(kKeyBlock * steps<E>(Dv_));
     dkt_ = arena.take<A>(kKeyBlock * D_);
@@ -71,12 +70,9 @@ class AttentionBackward {
     weights_ = arena.take<A>(kQueryChunk * kTile);
     ds_ = arena.take<A>(kQueryChunk * kTile);
     cap_ = p.score.softcap != 0 ? arena.take<A>(kQueryChunk * kTile) : nullptr;
-    if (!reads_in_place(p.query, D_))
-      query_rows_ = arena.take<Scalar<E>>(kQueryChunk * steps<E>(D_) * kPair<E>);
-    if (!reads_in_place(p.grad_out, Dv_))
-      dout_rows_ = arena.take<Scalar<E>>(kQueryChunk * steps<E>(Dv_) * kPair<E>);
     // dq needs whole vectors of key columns.
-    if (p.dq && (kPair<E> > 1 || !reads_in_place(p.key, D_) || D_ % W != 0))
+    if (p.dq && (kPair<E> > 1 || !has_natural_rows<E>(p.key, D_) || !has_close_rows(p.key, D_) ||
+                 D_ % W != 0))
       key_copy_ = arena.take<Scalar<E>>(kKeyBlock * p.plan.dq_width);
     if constexpr (kPair<E> == 1) {
       weight_lanes_ = weights_;
@@ -85,15 +81,9 @@ class AttentionBackward {
       weight_lanes_ = arena.take<Lane<E>>(steps<E>(kQueryChunk) * kTile);
       ds_lanes_ = arena.take<Lane<E>>(steps<E>(kQueryChunk) * kTile);
       ds_rows_ = arena.take<Scalar<E>>(kQueryChunk * kTile);
-      query_copy_ = arena.take<Scalar<E>>(kQueryChunk * D_);
-      dout_copy_ = arena.take<Scalar<E>>(kQueryChunk * Dv_);
     }
     maps_ = arena.take<uint64_t>(kQueryChunk);
     kept_ = p.dropout.active() ? arena.take<uint64_t>(kQueryChunk) : nullptr;
-  }
-
-  static bool reads_in_place(const View& view, int64_t columns) {
-    return has_natural_rows<E>(view, columns) && has_close_rows(view, columns);
   }
 
   void run_item(int64_t item) {
@@ -116,6 +106,7 @@ class AttentionBackward {
     }
     if (p_.alibi_partial)
       for (int64_t g = 0; g < group; ++g) alibi_sum(hkv_ * group + g) = 0;
+    queries_.read(b_, hkv_, chunk_rows(p_, b_, chunk_));
     const ChunkBlocks blocks = chunk_blocks(p_, chunk_);
     for (int64_t block = blocks.first; block < blocks.end; block += blocks.step)
       run_block({block * kKeyBlock, min64(p_.Lk, (block + 1) * kKeyBlock)});
@@ -129,8 +120,10 @@ class AttentionBackward {
     keys_ = keys;
     memset(dkt_, 0, sizeof(A) * kKeyBlock * D_);
     memset(dvt_, 0, sizeof(A) * kKeyBlock * Dv_);
-    const Range rows = p_.mask.query_range(b_, keys);
+    Range rows = p_.mask.query_range(b_, keys);
     if (!rows.empty()) {
+      const int64_t first = queries_.reach().begin;
+      rows.begin = first + (rows.begin - first) / kPair<E> * kPair<E>;
       pack_block();
       for (int64_t g = 0; g < p_.group(); ++g) {
         h_ = hkv_ * p_.group() + g;
@@ -139,9 +132,7 @@ class AttentionBackward {
           slope_ =
               static_cast<A>(load_scalar(p_.alibi_slopes.at(b_, h_, 0), p_.alibi_slopes.dtype));
         for (int64_t i = rows.begin; i < rows.end; i += kQueryChunk) {
-          const Range next{i + kQueryChunk, min64(i + 2 * kQueryChunk, rows.end)};
-          prefetch_rows(p_.query, b_, h_, next, D_);
-          prefetch_rows(p_.grad_out, b_, h_, next, Dv_);
+          rows_ = queries_.at(g, i);
           run_queries({i, min64(i + kQueryChunk, rows.end)}, dq_.data + g * dq_.head);
         }
         if (p_.alibi_partial) alibi_sum(h_) += dslope_;
@@ -200,36 +191,11 @@ class AttentionBackward {
     }
   }
 
-  // Rows of head h_ for products along their columns.
-  Rows<E> read_rows(const View& view, Range rows, int columns, Scalar<E>* copy) const {
-    const char* at = view.at(b_, h_, rows.begin);
-    if (!copy) return {reinterpret_cast<const Scalar<E>*>(at), view.stride[2]};
-    const int64_t ld = steps<E>(columns) * kPair<E>;
-    copy_operands<E>(at, view.stride[2] * size_of(view.dtype), view,
-                     static_cast<int>(rows.end - rows.begin), columns, copy, ld);
-    return {copy, ld};
-  }
-
-  // The same for products along the n rows.
-  static Rows<E> turn_rows(Rows<E> rows, int n, int columns, [[maybe_unused]] Scalar<E>* copy) {
-    if constexpr (kPair<E> == 1) {
-      return rows;
-    } else {
-      interleave_rows(reinterpret_cast<const char*>(rows.data), rows.ld * int64_t{sizeof(*copy)}, 1,
-                      n, columns, copy, columns);
-      return {copy, columns};
-    }
-  }
-
   // One chunk of queries of head h_ against every tile of the key block.
   void run_queries(Range rows, A* dq_head) {
     const int n = static_cast<int>(rows.end - rows.begin);
     Kind kinds[kQueryChunk / kGroup];
     if (!map_rows(rows, kinds)) return;
-    q_ = read_rows(p_.query, rows, D_, query_rows_);
-    dout_ = read_rows(p_.grad_out, rows, Dv_, dout_rows_);
-    q_down_ = turn_rows(q_, n, D_, query_copy_);
-    dout_down_ = turn_rows(dout_, n, Dv_, dout_copy_);
     const int64_t first = (b_ * p_.Hq + h_) * p_.Lq + rows.begin;
     lse_ = static_cast<const A*>(p_.row_lse) + first;
     lse_low_ = lse_ + p_.B * p_.Hq * p_.Lq;
@@ -300,7 +266,7 @@ class AttentionBackward {
     for (int i = a; i < e; i += kGroup) {
       const int end = static_cast<int>(min64(e, i + kGroup));
       const bool partial = kinds[i / kGroup] == Kind::kPartial;
-      multiply_rows(q_, kt, D_, i, end, [&](int r, Vec<A>(&s)[NV]) ATTN_INLINE_LAMBDA {
+      multiply_rows(rows_.q, kt, D_, i, end, [&](int r, Vec<A>(&s)[NV]) ATTN_INLINE_LAMBDA {
         for (int v = 0; v < NV; ++v) {
           if (plain_) s[v] = weight(s[v] * set1(scale_), r);
           if (plain_ && partial) s[v] = select<A>(seen(t, r, v), s[v], Vec<A>{});
@@ -309,7 +275,7 @@ class AttentionBackward {
       });
       if (!plain_) finish_weights(t, first_row, i, end);
       const Vec<A> scale = set1(scale_);
-      multiply_rows(dout_, vt, Dv_, i, end, [&](int r, Vec<A>(&dp)[NV]) ATTN_INLINE_LAMBDA {
+      multiply_rows(rows_.dout, vt, Dv_, i, end, [&](int r, Vec<A>(&dp)[NV]) ATTN_INLINE_LAMBDA {
         for (int v = 0; v < NV; ++v) {
           if (plain_)
             dp[v] = load(weights_ + r * kTile + v * W) * ((dp[v] - set1(delta_[r])) * scale);
@@ -322,6 +288,9 @@ class AttentionBackward {
       leak_free = leak_free && keys_finite_;
       for (int r = i; r < end; ++r) leak_free = leak_free && row_finite_[r];
     }
+    // The last row may share its pair with one that is not of the tile.
+    if ((e - a) % kPair<E> != 0 && first_row + e < queries_.reach().end)
+      leak_free = leak_free && row_finite_[e];
     if (leak_free)
       accumulate(t, first_row, a, e, dq_head);
     else
@@ -457,11 +426,12 @@ class AttentionBackward {
     if constexpr (kPair<E> > 1) pack_products(t, a, e);
     const int64_t lanes = a / kPair<E> * kTile;
     if (p_.dv)
-      accumulate_lanes<E, NV>(weight_lanes_ + lanes, kTile, dout_down_.data + a * dout_down_.ld,
-                              dout_down_.ld, e - a, Dv_, nullptr, dvt_ + t * kTile * Dv_);
+      accumulate_lanes<E, NV>(weight_lanes_ + lanes, kTile,
+                              rows_.dout_down.data + a * rows_.dout_down.ld, rows_.dout_down.ld,
+                              e - a, Dv_, nullptr, dvt_ + t * kTile * Dv_);
     if (p_.dk)
-      accumulate_lanes<E, NV>(ds_lanes_ + lanes, kTile, q_down_.data + a * q_down_.ld, q_down_.ld,
-                              e - a, D_, nullptr, dkt_ + t * kTile * D_);
+      accumulate_lanes<E, NV>(ds_lanes_ + lanes, kTile, rows_.q_down.data + a * rows_.q_down.ld,
+                              rows_.q_down.ld, e - a, D_, nullptr, dkt_ + t * kTile * D_);
     if (p_.dq) {
       const int n = static_cast<int>(min64(kTile, keys_.end - keys_.begin - t * kTile));
       const auto* keys = reinterpret_cast<const Lane<E>*>(k_down_.data + t * kTile * k_down_.ld);

@@ -50,12 +50,14 @@ GradPlan plan_attention_backward(const AttentionGradParams& p) {
     plan.dq_direct =
         has_natural_rows<A>(p.dq, p.D) && has_close_rows(p.dq, p.D) && plan.dq_width == p.D;
     plan.dq_buffers = plan.chunks - (plan.dq_direct ? 1 : 0);
-    for (int64_t b = 0; b < p.B; ++b)
-      for (int64_t c = 0; c < plan.chunks; ++c) {
-        const Range rows = chunk_rows(q, b, c);
-        if (!(plan.dq_direct && c == 0)) plan.dq_rows = max64(plan.dq_rows, rows.end - rows.begin);
-      }
   }
+  for (int64_t b = 0; b < p.B; ++b)
+    for (int64_t c = 0; c < plan.chunks; ++c) {
+      const Range rows = chunk_rows(q, b, c);
+      plan.reach_rows = max64(plan.reach_rows, rows.end - rows.begin);
+      if (p.dq && !(plan.dq_direct && c == 0))
+        plan.dq_rows = max64(plan.dq_rows, rows.end - rows.begin);
+    }
   return plan;
 }
 

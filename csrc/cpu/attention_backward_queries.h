@@ -1,0 +1,84 @@
+// The query side of one work item of the backward pass: query and grad_out of the heads of a group,
+// as products along their columns and along the rows take them. What can't be used where it lies is
+// copied once for all key blocks of the item. Included by kernels.inl.
+
+template <class E>
+struct QueryRows {
+  Rows<E> q, dout;            // for products along the columns
+  Rows<E> q_down, dout_down;  // for products along the rows: interleaved where those take pairs
+};
+
+template <class E>
+class QuerySide {
+ public:
+  QuerySide(const AttentionGradParams& p, Arena& arena) : p_(p) {
+    heads_ = arena.take<QueryRows<E>>(p.group());
+    q_ = copies(p.query, p.D, arena);
+    dout_ = copies(p.grad_out, p.Dv, arena);
+  }
+
+  // The rows of `reach` of key head hkv's group.
+  void read(int64_t b, int64_t hkv, Range reach) {
+    reach_ = reach;
+    for (int64_t g = 0; g < p_.group(); ++g) {
+      const int64_t h = hkv * p_.group() + g;
+      read_head(p_.query, p_.D, q_, b, h, g, heads_[g].q, heads_[g].q_down);
+      read_head(p_.grad_out, p_.Dv, dout_, b, h, g, heads_[g].dout, heads_[g].dout_down);
+    }
+  }
+
+  // From row i of head g of the group on. Pairs of rows begin at even distances from reach().begin.
+  QueryRows<E> at(int64_t g, int64_t i) const {
+    const int64_t skipped = i - reach_.begin;
+    QueryRows<E> rows = heads_[g];
+    for (Rows<E>* r : {&rows.q, &rows.dout, &rows.q_down, &rows.dout_down})
+      r->data += skipped * r->ld;
+    return rows;
+  }
+  Range reach() const { return reach_; }
+
+ private:
+  struct Copies {
+    Scalar<E>*natural = nullptr, *down = nullptr;  // [group][rows][columns, even in `natural`]
+  };
+
+  const AttentionGradParams& p_;
+  Range reach_{0, 0};
+  QueryRows<E>* heads_;
+  Copies q_, dout_;
+
+  int64_t rows() const { return steps<E>(p_.plan.reach_rows) * kPair<E>; }
+
+  static bool reads_in_place(const View& view, int64_t columns) {
+    return has_natural_rows<E>(view, columns) && has_close_rows(view, columns);
+  }
+
+  Copies copies(const View& view, int64_t columns, Arena& arena) const {
+    Copies c;
+    const int64_t all = p_.group() * rows();
+    if (!reads_in_place(view, columns))
+      c.natural = arena.take<Scalar<E>>(all * steps<E>(columns) * kPair<E>);
+    if (kPair<E> > 1) c.down = arena.take<Scalar<E>>(all * columns);
+    return c;
+  }
+
+  void read_head(const View& view, int64_t columns, Copies copies, int64_t b, int64_t h, int64_t g,
+                 Rows<E>& natural, Rows<E>& down) const {
+    const int n = static_cast<int>(reach_.end - reach_.begin);
+    natural = {reinterpret_cast<const Scalar<E>*>(view.at(b, h, reach_.begin)), view.stride[2]};
+    if (copies.natural) {
+      const int64_t ld = steps<E>(columns) * kPair<E>;
+      Scalar<E>* copy = copies.natural + g * rows() * ld;
+      copy_operands<E>(view.at(b, h, reach_.begin), view.stride[2] * size_of(view.dtype), view, n,
+                       columns, copy, ld);
+      natural = {copy, ld};
+    }
+    down = natural;
+    if constexpr (kPair<E> > 1) {
+      Scalar<E>* copy = copies.down + g * rows() * columns;
+      interleave_rows(reinterpret_cast<const char*>(natural.data),
+                      natural.ld * int64_t{sizeof(Scalar<E>)}, 1, n, columns, copy, columns);
+      down = {copy, columns};
+    }
+  }
+};
