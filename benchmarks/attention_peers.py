@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 import attention_ext as ax
 
 from .cases import CAUSAL, Band, Case, Holes
-from .contender import Contender, Inputs, Work, contiguous, without_mask
+from .contender import Contender, Inputs, Work
 
 __all__ = ["CONTENDERS", "dense_mask", "mask_of", "on_tensors"]
 
@@ -59,6 +60,14 @@ def ours(case: Case) -> Forward:
     if case.pair_bias:
         return lambda q, k, v, bias: ax.attention(q, k, v, mask=mask, bias=bias)
     return lambda q, k, v: ax.attention(q, k, v, mask=mask)
+
+
+def without_mask(case: Case) -> Case:
+    return replace(case, mask=None)
+
+
+def contiguous(case: Case) -> Case:
+    return replace(case, layout="BHLD")
 
 
 def sdpa(case: Case) -> Forward:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -100,11 +100,3 @@ def make_call(case: Case, contender: Contender, inputs: Inputs) -> Call:
         return lambda: results(work.forward())
     out = work.forward()
     return lambda: results(out, retain_graph=True)
-
-
-def without_mask(case: Case) -> Case:
-    return replace(case, mask=None)
-
-
-def contiguous(case: Case) -> Case:
-    return replace(case, layout="BHLD")

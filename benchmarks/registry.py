@@ -18,20 +18,20 @@ TINY, DECODE = plain(1, 1, 8, 16), Shape(1, 32, 8, 1, 16384, 128, 128)
 VIEWS = "views of (B, L, H, D)"
 
 
-def faster(times: float, peer: str = "sdpa", **conditions) -> Requirement:
-    return Requirement("ratio", times, peer, **conditions)
-
-
-def at_most(times: float, peer: str, **conditions) -> Requirement:
-    return Requirement("overhead", times, peer, **conditions)
-
-
-def share(bound: float, **conditions) -> Requirement:
-    return Requirement("share", bound, **conditions)
+def faster(times: float, peer: str = "sdpa", needs: str = "avx512") -> Requirement:
+    return Requirement("ratio", times, peer, needs)
 
 
 def faster_bf16(times: float, peer: str = "sdpa") -> Requirement:
     return faster(times, peer, needs="avx512_bf16")
+
+
+def at_most(times: float, peer: str, needs: str = "avx512") -> Requirement:
+    return Requirement("overhead", times, peer, needs)
+
+
+def share(bound: float, needs: str = "avx512") -> Requirement:
+    return Requirement("share", bound, needs=needs)
 
 
 FLOAT32 = [

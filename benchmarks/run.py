@@ -34,7 +34,7 @@ __all__ = ["main", "measure", "run"]
 RESULTS = Path(__file__).parent / "results"
 UNOFFICIAL = Path("build/benchmarks")  # quick and partial runs replace no committed figures
 BUSY = 0.5
-FORMAT = 1
+FORMAT = 2
 
 
 def not_here(case: Case) -> str:
