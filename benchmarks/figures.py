@@ -50,9 +50,11 @@ def entry_of(case: Case, measured: dict[str, Any]) -> dict[str, Any]:
     entry = describe_case(case) | {"status": "measured"} | measured
     contenders = entry["contenders"]
     for name, figures in contenders.items():
-        figures["title"] = CONTENDERS[case.op][name].title
+        contender = CONTENDERS[case.op][name]
+        figures["title"] = contender.title
         if "peak_rate" in measured:
-            work = case.tensor_bytes if case.bound == "bandwidth" else case.flops
+            done = contender.instead(case) if contender.instead else case
+            work = done.tensor_bytes if done.bound == "bandwidth" else done.flops
             figures["rate"] = work / figures["seconds_min"]
             if name == "ours" or case.capability is None:  # a peer keeps its own instruction set
                 figures["share"] = figures["rate"] / measured["peak_rate"]

@@ -109,6 +109,14 @@ def test_no_agreement_no_figure(monkeypatch, tmp_path, capsys, factor, kind):
     assert not (tmp_path / "attention.png").exists()
 
 
+def test_the_rate_is_that_of_the_work_done():
+    case = replace(TINY, mask=CAUSAL, shape=plain(1, 2, 24, 8), peers=("unmasked",))
+    contenders = run.measure(case, QUICK)["contenders"]
+    ours, unmasked = contenders["ours"], contenders["unmasked"]
+    assert ours["rate"] == pytest.approx(case.flops / ours["seconds_min"])
+    assert unmasked["rate"] == pytest.approx(replace(case, mask=None).flops / unmasked["seconds_min"])
+
+
 def test_an_error_is_no_figure(monkeypatch):
     def build(case, inputs):
         raise OSError("no such peer")
