@@ -1,7 +1,7 @@
 from typing import Literal
 
 _Capability = Literal["generic", "avx2", "avx512", "avx512_bf16"]
-_Dtype = Literal["float32", "float64"]
+_Dtype = Literal["float32", "float64", "bfloat16"]
 
 def build() -> dict[str, str]: ...
 def cpu_capability() -> _Capability: ...

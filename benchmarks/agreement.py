@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
-from torch import Tensor
+
+from .contender import Results
 
 __all__ = ["TOLERANCE", "Disagreement", "check_agreement"]
 
-NAMES = ("out", "dq", "dk", "dv")
 # Of the largest absolute value: both round, and sums over thousands of keys run in different orders.
 TOLERANCE = {"float64": 1e-12, "float32": 5e-5, "float16": 4e-3, "bfloat16": 3e-2}
 
@@ -18,15 +16,16 @@ class Disagreement(Exception):
     """Ours and a peer's results differ; the message says where and how much."""
 
 
-def check_agreement(peer: str, ours: Sequence[Tensor], theirs: Sequence[Tensor], dtype: str) -> float:
+def check_agreement(peer: str, ours: Results, theirs: Results, dtype: str) -> float:
     """The largest difference of the results, relative to the largest value of the peer's.
 
-    Raises Disagreement if one is more than the dtype's tolerance, or in shape or number.
+    Raises Disagreement if one is more than the dtype's tolerance, or in shape or names.
     """
-    if len(ours) != len(theirs):
-        raise Disagreement(f"{len(ours)} results, {peer} has {len(theirs)}")
+    if ours.keys() != theirs.keys():
+        raise Disagreement(f"results {', '.join(ours)}; {peer} has {', '.join(theirs)}")
     worst = 0.0
-    for name, a, b in zip(NAMES, ours, theirs, strict=False):
+    for name, a in ours.items():
+        b = theirs[name]
         if a.shape != b.shape:
             raise Disagreement(f"{name} is {tuple(a.shape)}, of {peer} {tuple(b.shape)}")
         size = b.abs().max().item()
@@ -40,8 +39,8 @@ def check_agreement(peer: str, ours: Sequence[Tensor], theirs: Sequence[Tensor],
     return worst
 
 
-def check_identical(what: str, a: Sequence[Tensor], b: Sequence[Tensor]) -> None:
+def check_identical(what: str, a: Results, b: Results) -> None:
     """Raises Disagreement unless the results are the same bit for bit."""
-    for name, x, y in zip(NAMES, a, b, strict=False):
-        if not torch.equal(x, y):
+    for name, x in a.items():
+        if not torch.equal(x, b[name]):
             raise Disagreement(f"{name} is not the same {what}")

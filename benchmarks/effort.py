@@ -23,5 +23,5 @@ class Effort:
     complete: bool
 
 
-FULL = Effort(8.0, 5, 40, 0.02, 0.02, True)
+FULL = Effort(5.0, 5, 40, 0.02, 0.02, True)
 QUICK = Effort(0.5, 1, 3, 0.005, 0.01, False)

@@ -8,7 +8,7 @@ from typing import Any
 from attention_ext import _C
 
 from .baselines import CONTENDERS
-from .registry import Case, Requirement
+from .cases import Case, Requirement
 
 __all__ = ["describe_case", "entry_of", "judge", "no_entry"]
 
@@ -20,11 +20,14 @@ def describe_case(case: Case) -> dict[str, Any]:
         "name": case.name,
         "title": case.title,
         "op": case.op,
+        "group": case.group,
+        "headline": case.headline,
         "kind": case.kind,
         "shape": str(case.shape),
         "dtype": case.dtype,
-        "backward": case.backward,
+        "passes": case.passes,
         "mask": None if case.mask is None else asdict(case.mask),
+        "layout": case.layout,
         "threads": case.threads,
         "capability": case.capability or _C.cpu_capability(),
         "bound": case.bound,
@@ -47,9 +50,11 @@ def entry_of(case: Case, measured: dict[str, Any]) -> dict[str, Any]:
     entry = describe_case(case) | {"status": "measured"} | measured
     contenders = entry["contenders"]
     for name, figures in contenders.items():
-        figures["title"] = CONTENDERS[case.op][name].title
+        contender = CONTENDERS[case.op][name]
+        figures["title"] = contender.title
         if "peak_rate" in measured:
-            work = case.tensor_bytes if case.bound == "bandwidth" else case.flops
+            done = contender.instead(case) if contender.instead else case
+            work = done.tensor_bytes if done.bound == "bandwidth" else done.flops
             figures["rate"] = work / figures["seconds_min"]
             if name == "ours" or case.capability is None:  # a peer keeps its own instruction set
                 figures["share"] = figures["rate"] / measured["peak_rate"]
@@ -85,6 +90,12 @@ def value_of(requirement: Requirement, entry: dict[str, Any]) -> float | None:
             return entry["contenders"]["ours"].get("share")
         case "scaling":
             return entry["scaling"]["ours"]
+        case "memory_ratio":
+            calls = [
+                (entry["contenders"].get(name, {}).get("memory") or {}).get("call")
+                for name in (requirement.peer, "ours")
+            ]
+            return None if None in calls else calls[0] / calls[1]
         case "memory":
             return entry["contenders"]["ours"]["memory"]["total"] / entry["tensor_bytes"]
 

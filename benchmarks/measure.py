@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,12 +15,13 @@ import torch
 from attention_ext import _C
 
 from .agreement import check_agreement
-from .baselines import CONTENDERS, Contender, make_call, make_inputs
+from .baselines import CONTENDERS, REFERENCE
+from .cases import Case
 from .clocks import Sampler
+from .contender import Contender, Inputs, Results, make_call, make_inputs
 from .effort import Effort
-from .registry import Case
 
-__all__ = ["chosen_peers", "conditions", "measure_time", "no_progress", "summary"]
+__all__ = ["check_peer", "chosen_peers", "conditions", "measure_time", "no_progress", "peak_dtype", "summary"]
 
 Progress = Callable[[str], None]
 LONGEST_PROBE = 0.1
@@ -37,7 +39,7 @@ def conditions(case: Case) -> Iterator[None]:
     gc.disable()
     torch.set_num_threads(case.threads)
     try:
-        with torch.set_grad_enabled(case.backward):
+        with torch.set_grad_enabled(case.grad):
             yield
     finally:
         torch.set_num_threads(threads)
@@ -62,6 +64,23 @@ def rounds(seconds_each: float, effort: Effort) -> int:
     return max(effort.min_rounds, min(effort.max_rounds, wanted))
 
 
+def check_peer(case: Case, peer: Contender, ours: Results, theirs: Results, inputs: Inputs) -> float:
+    """The difference between a peer's results and ours. Raises Disagreement.
+
+    If the peer is ours doing another case, it is the one between its results and the reference's of that.
+    """
+    if peer.instead is None:
+        return check_agreement(peer.title, ours, theirs, case.dtype)
+    reference = CONTENDERS[case.op][REFERENCE[case.op]]
+    right = make_call(case, replace(reference, instead=peer.instead), inputs)()
+    return check_agreement(f"{reference.title}, of {peer.title}", theirs, right, case.dtype)
+
+
+def peak_dtype(case: Case) -> str:
+    """What the machine multiplies in: float16 is computed in float32, and bfloat16 where it must be."""
+    return "float32" if case.dtype == "float16" else case.dtype
+
+
 def peak_probe(case: Case, effort: Effort, seconds: float) -> Callable[[], float]:
     """Samples the machine's peak that bounds this case, of one thread: operations or bytes a second.
 
@@ -70,8 +89,7 @@ def peak_probe(case: Case, effort: Effort, seconds: float) -> Callable[[], float
     """
     if case.bound == "bandwidth":
         return lambda: 1e9 * _C.read_bandwidth(case.tensor_bytes, effort.probe_seconds)
-    # Narrow types are computed in float32.
-    dtype = "float64" if case.dtype == "float64" else "float32"
+    dtype = peak_dtype(case)
     capability = _C.cpu_capability()
     length = min(max(seconds, effort.probe_seconds), LONGEST_PROBE)
     gflop = length * _C.fma_peak(capability, dtype, effort.probe_seconds)
@@ -95,7 +113,7 @@ def measure_time(case: Case, effort: Effort, progress: Progress) -> dict[str, An
         differences = {}
         for name, peer in peers.items():
             call = make_call(case, peer, inputs)
-            differences[name] = check_agreement(peer.title, results, call(), case.dtype)
+            differences[name] = check_peer(case, peer, results, call(), inputs)
             samplers[name] = Sampler.calibrated(call, effort.sample_seconds)
         del results
         names, peaks = list(samplers), []

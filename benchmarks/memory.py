@@ -6,13 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from .agreement import check_agreement
-from .baselines import CONTENDERS, Inputs, make_call, make_inputs
+from .baselines import CONTENDERS
+from .cases import Band, Case
 from .clocks import thread_seconds
+from .contender import Inputs, Results, make_call, make_inputs
 from .measure import conditions
-from .registry import Case
 
 __all__ = ["measure_memory"]
 
@@ -34,7 +33,7 @@ def forget_peak() -> None:
 def warm_up(case: Case, contender: str) -> None:
     """Loads what a first call loads: code and thread-local buffers are not the call's memory."""
     s, w = case.shape, 16
-    window = case.mask is not None and case.mask.left is not None
+    window = isinstance(case.mask, Band) and case.mask.left is not None
     mask = replace(case.mask, left=w - 1) if window else case.mask
     small = replace(s, Lq=min(s.Lq, 4 * w), Lk=min(s.Lk, 4 * w))
     tiny = replace(case, shape=small, mask=mask)
@@ -56,7 +55,7 @@ def measure_memory(case: Case, contender: str) -> dict[str, Any] | None:
         inputs = make_inputs(case)
         with_inputs = resident("VmRSS")
         forget_peak()
-        results: list[Any] = []
+        results: list[Results] = []
         call = make_call(case, CONTENDERS[case.op][contender], inputs)
         seconds = thread_seconds(lambda: results.append(call()))
         peak = resident("VmHWM")
@@ -66,7 +65,7 @@ def measure_memory(case: Case, contender: str) -> dict[str, Any] | None:
     return figures
 
 
-def compare_tail(case: Case, inputs: Inputs, results: tuple[torch.Tensor, ...]) -> float:
+def compare_tail(case: Case, inputs: Inputs, results: Results) -> float:
     """Compares with a peer that gets the last queries alone, and the keys they see."""
     reach = case.mask.left if case.mask is not None else None
     N, tail = case.shape.Lq, case.tail
@@ -75,8 +74,9 @@ def compare_tail(case: Case, inputs: Inputs, results: tuple[torch.Tensor, ...]) 
     # Earlier keys stand before the tail; they are seen, but their gradients come from earlier queries too.
     first = N - tail - reach
     part = replace(case, shape=replace(case.shape, Lq=N - first, Lk=N - first))
-    cut = [x if x is None else x[:, :, first:] for x in vars(inputs).values()]
+    cut = {name: x[:, :, first:] for name, x in inputs.tensors.items()}
+    grad_out = None if inputs.grad_out is None else inputs.grad_out[:, :, first:]
     peer = CONTENDERS[case.op][case.peers[0]]
-    theirs = make_call(part, peer, Inputs(*cut))()
-    ours = [x[:, :, -tail:] for x in results]
-    return check_agreement(peer.title, ours, [x[:, :, -tail:] for x in theirs], case.dtype)
+    theirs = make_call(part, peer, Inputs(cut, grad_out))()
+    ours, theirs = ({name: x[:, :, -tail:] for name, x in each.items()} for each in (results, theirs))
+    return check_agreement(peer.title, ours, theirs, case.dtype)

@@ -12,8 +12,10 @@ OURS, THEIRS, BOUND = "#1f5fa8", "#b9c2cc", "#c0392b"
 
 
 def draw(result: dict[str, Any], path: Path) -> bool:
-    """Writes a PNG; False if nothing in the results can be drawn."""
-    entries = [e for e in result["entries"] if e["status"] == "measured" and e["kind"] == "time"]
+    """Writes a PNG of the headline cases; False if nothing of them can be drawn."""
+    entries = [
+        e for e in result["entries"] if e["headline"] and e["status"] == "measured" and e["kind"] == "time"
+    ]
     ratios = [row for entry in entries for row in ratio_rows(entry)]
     shares = [row for entry in entries for row in share_rows(entry)]
     if not ratios and not shares:

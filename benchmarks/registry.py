@@ -2,301 +2,251 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
-__all__ = ["CASES", "Band", "Case", "Requirement", "Shape", "operators"]
+from .cases import CAUSAL, Band, Case, Holes, Requirement, Shape, plain
 
-Figure = Literal["ratio", "share", "overhead", "scaling", "memory"]
+__all__ = ["CASES", "operators"]
 
-
-@dataclass(frozen=True)
-class Band:
-    """A mask by positions: query i sees key j iff i - left <= j <= i + right; None = unbounded."""
-
-    left: int | None
-    right: int | None
-
-    def pairs(self, Lq: int, Lk: int) -> int:
-        """The number of pairs allowed."""
-        total = 0
-        for i in range(Lq):
-            first = 0 if self.left is None else max(0, i - self.left)
-            end = Lk if self.right is None else min(Lk, i + self.right + 1)
-            total += max(0, end - first)
-        return total
-
-
-CAUSAL = Band(None, 0)
 WINDOW_256 = Band(255, 0)
+HOLES, PADDING = Holes(61), Holes(61, keys_only=True)  # tiles are 64 keys wide
+D64, D128 = plain(1, 8, 2048, 64), plain(1, 8, 2048, 128)
+N512, N8192 = plain(4, 8, 512, 64), plain(1, 8, 8192, 64)
+N128, PAIR = plain(32, 8, 128, 64), plain(128, 4, 512, 32)
+PREFILL, ONE_HEAD = plain(1, 8, 1024, 64), plain(1, 1, 4096, 64)
+TINY, DECODE = plain(1, 1, 8, 16), Shape(1, 32, 8, 1, 16384, 128, 128)
+VIEWS = "views of (B, L, H, D)"
 
 
-@dataclass(frozen=True)
-class Shape:
-    """query (B, H, Lq, D), key (B, Hkv, Lk, D), value (B, Hkv, Lk, Dv)."""
-
-    B: int
-    H: int
-    Hkv: int
-    Lq: int
-    Lk: int
-    D: int
-    Dv: int
-
-    def __str__(self) -> str:
-        heads = f"H{self.H}" if self.Hkv == self.H else f"H{self.H}/{self.Hkv}"
-        lengths = f"N{self.Lq}" if self.Lq == self.Lk else f"Lq{self.Lq} Lk{self.Lk}"
-        dims = f"D{self.D}" if self.Dv == self.D else f"D{self.D} Dv{self.Dv}"
-        return f"B{self.B} {heads} {lengths} {dims}"
+def faster(times: float, peer: str = "sdpa", needs: str = "avx512") -> Requirement:
+    return Requirement("ratio", times, peer, needs)
 
 
-def plain(B: int, H: int, N: int, D: int) -> Shape:
-    """Self-attention without grouped heads."""
-    return Shape(B, H, H, N, N, D, D)
+def faster_bf16(times: float, peer: str = "sdpa") -> Requirement:
+    return faster(times, peer, needs="avx512_bf16")
 
 
-@dataclass(frozen=True)
-class Requirement:
-    """A bound on one figure of a case.
-
-    figure: what is bounded
-      ratio     the peer's time over ours, at least
-      share     our rate over the machine's peak rate, at least
-      overhead  our time over the peer's, at most
-      scaling   time on one thread over time on `threads` threads, at least
-      memory    peak memory over the bytes of the inputs, the output and their gradients, at most
-    peer: of ratio and overhead, the one compared with
-    needs: the instruction set below which the bound does not apply
-    control: scaling is judged only where the same measure of an FMA loop reaches this
-    """
-
-    figure: Figure
-    bound: float
-    peer: str | None = None
-    needs: str = "avx512"
-    control: float | None = None
-
-    @property
-    def at_most(self) -> bool:
-        return self.figure in ("overhead", "memory")
+def at_most(times: float, peer: str, needs: str = "avx512") -> Requirement:
+    return Requirement("overhead", times, peer, needs)
 
 
-@dataclass(frozen=True)
-class Case:
-    """One thing to measure.
-
-    kind: time      thread CPU time of ours and of the peers, interleaved
-          scaling   wall time on 1 and on `threads` threads, interleaved with an FMA loop doing the same
-          memory    peak memory of a process that does nothing else
-    backward: gradients of query, key and value as well
-    bound: the machine's limit that `share` is taken of
-    capability: the instruction set forced on us, None = the best; runs in a process of its own
-    tail: of memory, how many of the last queries are compared with a peer, which could not do all of them
-    """
-
-    name: str
-    title: str
-    op: str
-    shape: Shape
-    peers: tuple[str, ...]
-    kind: Literal["time", "scaling", "memory"] = "time"
-    dtype: str = "float32"
-    backward: bool = False
-    mask: Band | None = None
-    requirements: tuple[Requirement, ...] = ()
-    threads: int = 1
-    bound: Literal["fma", "bandwidth"] = "fma"
-    capability: str | None = None
-    tail: int = 0
-
-    @property
-    def pairs(self) -> int:
-        """Pairs (query, key) allowed, of one head."""
-        s = self.shape
-        return s.Lq * s.Lk if self.mask is None else self.mask.pairs(s.Lq, s.Lk)
-
-    @property
-    def flops(self) -> float:
-        """Two products forward, five backward; what is masked does not count."""
-        s = self.shape
-        return 2.0 * s.B * s.H * self.pairs * (s.D + s.Dv) * (3.5 if self.backward else 1.0)
-
-    @property
-    def element_bytes(self) -> int:
-        return {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}[self.dtype]
-
-    @property
-    def tensor_bytes(self) -> int:
-        """Bytes of query, key, value and out, and of their gradients with `backward`."""
-        s = self.shape
-        queries, keys = s.B * s.H * s.Lq, s.B * s.Hkv * s.Lk
-        elements = (queries + keys) * (s.D + s.Dv)
-        return elements * self.element_bytes * (2 if self.backward else 1)
+def share(bound: float, needs: str = "avx512") -> Requirement:
+    return Requirement("share", bound, needs=needs)
 
 
-LONG, SHORT, WINDOWED = plain(1, 8, 2048, 64), plain(4, 8, 512, 64), plain(1, 8, 8192, 64)
-TINY = plain(1, 1, 8, 16)
-SCALING = Requirement("scaling", 1.8, needs="generic", control=1.95)
+FLOAT32 = [
+    Case("forward-dense", D64, (faster(1.2), share(0.85)), memory=True, headline=True),
+    Case("forward-causal", D64, (faster(1.5), share(0.78)), mask=CAUSAL, headline=True),
+    Case("forward-dense-d128", D128, (share(0.85),)),
+    Case("forward-causal-d128", D128, mask=CAUSAL),
+    Case("both-dense", D64, (faster(1.3),), passes="both", memory=True, headline=True),
+    Case("both-causal", D64, (faster(1.55),), passes="both", mask=CAUSAL, headline=True),
+    Case("both-dense-d128", D128, (faster(1.2),), passes="both"),
+    Case("both-causal-d128", D128, (faster(1.45),), passes="both", mask=CAUSAL),
+]
 
-_ATTENTION = [
+SHORT = [
+    Case("forward-dense-512", N512, (faster(1.15),)),
     Case(
-        "forward-dense",
-        "forward, dense",
-        "attention",
-        LONG,
-        ("sdpa",),
-        requirements=(Requirement("ratio", 1.2, "sdpa"), Requirement("share", 0.85)),
-    ),
-    Case(
-        "forward-causal",
-        "forward, causal",
-        "attention",
-        LONG,
-        ("sdpa",),
+        "forward-causal-512",
+        N512,
+        (faster(2.0), at_most(0.65, "unmasked")),
+        ("sdpa", "unmasked"),
         mask=CAUSAL,
-        requirements=(Requirement("ratio", 1.4, "sdpa"), Requirement("share", 0.78)),
+        headline=True,
     ),
+    Case("both-dense-512", N512, (faster(1.3),), passes="both"),
+    Case("both-causal-512", N512, (faster(2.1),), passes="both", mask=CAUSAL),
+    Case("forward-dense-128", N128, (faster(1.3),), headline=True),
+    Case("both-dense-128", N128, (faster(1.3),), passes="both"),
+]
+
+WINDOWS = [
     Case(
         "forward-window",
-        "forward, window 256",
-        "attention",
-        WINDOWED,
+        N8192,
+        (faster(35, "sdpa_bool_mask"),),
         ("sdpa_bool_mask", "sdpa_blocks", "flex"),
         mask=WINDOW_256,
-        requirements=(Requirement("ratio", 35, "sdpa_bool_mask"),),
-    ),
-    Case(
-        "both-dense",
-        "forward + backward, dense",
-        "attention",
-        LONG,
-        ("sdpa",),
-        backward=True,
-        requirements=(Requirement("ratio", 1.0, "sdpa"),),
-    ),
-    Case(
-        "both-causal",
-        "forward + backward, causal",
-        "attention",
-        LONG,
-        ("sdpa",),
-        backward=True,
-        mask=CAUSAL,
-        requirements=(Requirement("ratio", 1.2, "sdpa"),),
+        memory=True,
+        headline=True,
     ),
     Case(
         "both-window",
-        "forward + backward, window 256",
-        "attention",
-        WINDOWED,
+        N8192,
+        (faster(25, "sdpa_bool_mask"), faster(2.5, "sdpa_blocks")),
         ("sdpa_bool_mask", "sdpa_blocks"),
-        backward=True,
+        passes="both",
         mask=WINDOW_256,
-        requirements=(Requirement("ratio", 25, "sdpa_bool_mask"),),
-    ),
-    Case(
-        "forward-dense-512",
-        "forward, dense, short",
-        "attention",
-        SHORT,
-        ("sdpa",),
-        requirements=(Requirement("ratio", 1.15, "sdpa"),),
-    ),
-    Case(
-        "forward-causal-512",
-        "forward, causal, short",
-        "attention",
-        SHORT,
-        ("sdpa",),
-        mask=CAUSAL,
-        requirements=(Requirement("ratio", 1.8, "sdpa"),),
-    ),
-    Case(
-        "forward-dense-avx2",
-        "forward, dense, on AVX2",
-        "attention",
-        LONG,
-        ("sdpa",),
-        capability="avx2",
-        requirements=(Requirement("share", 0.75, needs="avx2"),),
-    ),
-    Case(
-        "overhead-forward",
-        "call overhead, no grad",
-        "attention",
-        TINY,
-        ("sdpa",),
-        requirements=(Requirement("overhead", 3.0, "sdpa", needs="generic"),),
-    ),
-    Case(
-        "overhead-both",
-        "call overhead, forward + backward",
-        "attention",
-        TINY,
-        ("sdpa",),
-        backward=True,
-        requirements=(Requirement("overhead", 2.5, "sdpa", needs="generic"),),
+        memory=True,
+        headline=True,
     ),
     Case(
         "memory-window",
-        "peak memory, forward + backward, window 256",
-        "attention",
         plain(1, 8, 100_000, 64),
+        (Requirement("memory", 3.0, needs="generic"),),
         ("sdpa_bool_mask",),
         kind="memory",
-        backward=True,
+        passes="both",
         mask=WINDOW_256,
         tail=512,
-        requirements=(Requirement("memory", 3.0, needs="generic"),),
-    ),
-    # What follows has no requirement yet.
-    Case(
-        "both-dense-float64",
-        "forward + backward, dense",
-        "attention",
-        LONG,
-        ("sdpa",),
-        dtype="float64",
-        backward=True,
-    ),
-    Case("forward-dense-bfloat16", "forward, dense", "attention", LONG, ("sdpa",), dtype="bfloat16"),
-    Case(
-        "forward-decode",
-        "forward, one query",
-        "attention",
-        Shape(1, 32, 8, 1, 16384, 128, 128),
-        ("sdpa", "matmul"),
-        bound="bandwidth",
+        headline=True,
     ),
 ]
 
+MASKS_AND_VIEWS = [
+    Case("forward-holes", D64, (at_most(1.3, "unmasked"),), ("sdpa_bool_mask", "unmasked"), mask=HOLES),
+    Case("forward-padding", D64, (at_most(1.3, "unmasked"),), ("sdpa_bool_mask", "unmasked"), mask=PADDING),
+    Case(
+        "both-holes",
+        D64,
+        (at_most(1.3, "unmasked"),),
+        ("sdpa_bool_mask", "unmasked"),
+        passes="both",
+        mask=HOLES,
+    ),
+    Case(
+        "both-padding",
+        D64,
+        (at_most(1.3, "unmasked"),),
+        ("sdpa_bool_mask", "unmasked"),
+        passes="both",
+        mask=PADDING,
+    ),
+    Case(
+        "forward-views",
+        D64,
+        (at_most(1.05, "contiguous"),),
+        ("sdpa", "contiguous"),
+        layout="BLHD",
+        note=VIEWS,
+    ),
+    Case(
+        "both-views",
+        D64,
+        (at_most(1.05, "contiguous"),),
+        ("sdpa", "contiguous"),
+        passes="both",
+        layout="BLHD",
+        note=VIEWS,
+    ),
+    Case(
+        "both-pair-bias",
+        PAIR,
+        (faster(2.0), Requirement("memory_ratio", 10.0, "sdpa", needs="generic")),
+        passes="both",
+        pair_bias=True,
+        memory=True,
+        note="bias with a gradient",
+        headline=True,
+    ),
+]
 
-def _scaling(case: Case, requirements: tuple[Requirement, ...] = (SCALING,)) -> Case:
+NARROW = [
+    Case("forward-dense-bfloat16", D64, (faster_bf16(2.2),), dtype="bfloat16", headline=True),
+    Case("forward-causal-bfloat16", D64, (faster_bf16(2.7),), dtype="bfloat16", mask=CAUSAL, headline=True),
+    Case("forward-dense-d128-bfloat16", D128, (faster_bf16(2.0),), dtype="bfloat16"),
+    Case("forward-causal-d128-bfloat16", D128, (faster_bf16(2.5),), dtype="bfloat16", mask=CAUSAL),
+    Case("both-dense-bfloat16", D64, (faster_bf16(2.0),), dtype="bfloat16", passes="both", headline=True),
+    Case(
+        "both-causal-bfloat16",
+        D64,
+        (faster_bf16(2.4),),
+        dtype="bfloat16",
+        passes="both",
+        mask=CAUSAL,
+        headline=True,
+    ),
+    Case(
+        "forward-window-bfloat16",
+        N8192,
+        (faster_bf16(50, "sdpa_bool_mask"),),
+        ("sdpa_bool_mask",),
+        dtype="bfloat16",
+        mask=WINDOW_256,
+    ),
+    Case(
+        "both-window-bfloat16",
+        D64,
+        (faster_bf16(12, "sdpa_bool_mask"),),
+        ("sdpa_bool_mask",),
+        dtype="bfloat16",
+        passes="both",
+        mask=WINDOW_256,
+    ),
+    Case("forward-dense-float16", D64, dtype="float16"),
+    Case("forward-causal-float16", D64, dtype="float16", mask=CAUSAL),
+    Case("both-dense-float16", D64, dtype="float16", passes="both"),
+    Case("both-causal-float16", D64, dtype="float16", passes="both", mask=CAUSAL),
+]
+
+OTHERS = [
+    Case("forward-prefill", PREFILL, (faster(1.15, "onnxruntime"),), ("onnxruntime",), layout="BLHD"),
+    Case(
+        "forward-prefill-causal",
+        PREFILL,
+        (faster(1.5, "onnxruntime_grouped"),),
+        ("onnxruntime_grouped",),
+        layout="BLHD",
+        mask=CAUSAL,
+        headline=True,
+    ),
+    Case("both-dense-float64", D64, dtype="float64", passes="both"),
+    Case("forward-dense-avx2", D64, (share(0.75, needs="avx2"),), capability="avx2", note="on AVX2"),
+    Case("forward-decode", DECODE, peers=("sdpa", "matmul"), bound="bandwidth", note="one query"),
+    Case("overhead-forward", TINY, (at_most(3.0, "sdpa", needs="generic"),), note="call overhead"),
+    Case(
+        "overhead-both",
+        TINY,
+        (at_most(2.5, "sdpa", needs="generic"),),
+        passes="both",
+        note="call overhead",
+    ),
+]
+
+LAYER = [
+    Case("layer-eval", D64, (faster(1.6, "torch"),), ("torch", "torch_slow_path"), headline=True),
+    Case("layer-train", D64, (faster(1.2, "torch"),), ("torch",), passes="both", headline=True),
+    Case("layer-eval-128", plain(8, 8, 128, 64), peers=("torch", "torch_slow_path")),
+    Case("layer-train-128", plain(8, 8, 128, 64), peers=("torch",), passes="both"),
+]
+
+
+def on_two_threads(case: Case, *requirements: Requirement) -> Case:
     return replace(
         case,
         name=f"threads-{case.name}",
-        title=f"two threads over one, {case.title}",
         kind="scaling",
         threads=2,
-        requirements=requirements,
+        requirements=tuple(replace(r, control=1.95) for r in requirements),
+        memory=False,
+        headline=False,
     )
 
 
-_BY_NAME = {case.name: case for case in _ATTENTION}
-_SCALING = [
-    *(_scaling(_BY_NAME[n]) for n in ("forward-dense", "forward-causal", "both-dense", "both-causal")),
-    _scaling(
-        replace(
-            _BY_NAME["both-dense"],
-            name="both-one-head",
-            title="forward + backward, dense",
-            shape=plain(1, 1, 4096, 64),
-        ),
-        requirements=(),
-    ),
+SCALING = Requirement("scaling", 1.85, needs="generic")
+TWO_THREADS = [
+    *(on_two_threads(case, SCALING) for case in FLOAT32 if case.shape == D64),
+    on_two_threads(Case("both-one-head", ONE_HEAD, passes="both")),
+    on_two_threads(Case("backward-one-head", ONE_HEAD, passes="backward"), faster(1.9)),
+    on_two_threads(Case("backward-causal-one-head", ONE_HEAD, passes="backward", mask=CAUSAL), faster(2.3)),
 ]
 
-CASES: tuple[Case, ...] = (*_ATTENTION, *_SCALING)
+
+def _grouped(heading: str, cases: list[Case], op: str = "attention") -> list[Case]:
+    return [replace(case, group=heading, op=op) for case in cases]
+
+
+CASES: tuple[Case, ...] = (
+    *_grouped("float32", FLOAT32),
+    *_grouped("Short sequences", SHORT),
+    *_grouped("Windows", WINDOWS),
+    *_grouped("Masks, bias and views", MASKS_AND_VIEWS),
+    *_grouped("bfloat16 and float16", NARROW),
+    *_grouped("Others", OTHERS),
+    *_grouped("Two threads", TWO_THREADS),
+    *_grouped("The layer, of width E = H x D", LAYER, "multihead_attention"),
+)
 
 
 def operators() -> list[str]:

@@ -42,6 +42,7 @@ def requirement_text(requirement: Entry, titles: dict[str, str]) -> str:
         "overhead": f"ours / {peer}",
         "share": "share of peak",
         "scaling": "one thread / two",
+        "memory_ratio": f"memory, {peer} / ours",
         "memory": "peak / bytes of the tensors",
     }[requirement["figure"]]
     sign = "≤" if requirement["at_most"] else "≥"

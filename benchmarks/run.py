@@ -18,12 +18,13 @@ from attention_ext import _C
 
 from . import machine
 from .agreement import Disagreement
+from .cases import Case
 from .effort import FULL, QUICK, Effort
 from .figures import entry_of, no_entry
 from .measure import Progress, chosen_peers, measure_time, no_progress
 from .memory import measure_memory
 from .plot import draw
-from .registry import CASES, Case, operators
+from .registry import CASES, operators
 from .report import case_text, machine_text, summary_text
 from .scaling import measure_scaling
 from .worker import run_apart
@@ -33,7 +34,7 @@ __all__ = ["main", "measure", "run"]
 RESULTS = Path(__file__).parent / "results"
 UNOFFICIAL = Path("build/benchmarks")  # quick and partial runs replace no committed figures
 BUSY = 0.5
-FORMAT = 1
+FORMAT = 2
 
 
 def not_here(case: Case) -> str:
@@ -75,7 +76,7 @@ def measured_by_kind(case: Case, effort: Effort, progress: Progress) -> dict[str
         measured = run_apart(measure_time, case, effort, no_progress, capability=case.capability)
     else:
         measured = measure_time(case, effort, progress)
-    if effort.complete:
+    if effort.complete and case.memory:
         for name in ("ours", *(n for n, peer in chosen_peers(case, effort).items() if peer.quick)):
             progress(f"memory of {name}")
             memory = run_apart(measure_memory, case, name, capability=case.capability)

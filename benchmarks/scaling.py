@@ -10,12 +10,13 @@ import torch
 
 from attention_ext import _C
 
-from .agreement import check_agreement, check_identical
-from .baselines import CONTENDERS, make_call, make_inputs
+from .agreement import check_identical
+from .baselines import CONTENDERS
+from .cases import Case
 from .clocks import wall_seconds
+from .contender import Results, make_call, make_inputs
 from .effort import Effort
-from .measure import Progress, chosen_peers, conditions, rounds, summary
-from .registry import Case
+from .measure import Progress, check_peer, chosen_peers, conditions, peak_dtype, rounds, summary
 
 __all__ = ["measure_scaling"]
 
@@ -34,7 +35,8 @@ def measure_scaling(case: Case, effort: Effort, progress: Progress) -> dict[str,
     contenders = {"ours": CONTENDERS[case.op]["ours"], **chosen_peers(case, effort)}
     with conditions(case), ThreadPoolExecutor(case.threads) as pool:
         progress("agreement")
-        calls, differences, results = {}, {}, ()
+        calls, differences = {}, {}
+        results: Results = {}
         for name, contender in contenders.items():
             call = make_call(case, contender, inputs)
             calls[name, 1], calls[name, case.threads] = on_threads(1, call), on_threads(case.threads, call)
@@ -42,16 +44,16 @@ def measure_scaling(case: Case, effort: Effort, progress: Progress) -> dict[str,
                 results = calls[name, 1]()
                 check_identical(f"on {case.threads} threads as on 1", results, calls[name, case.threads]())
             else:
-                differences[name] = check_agreement(contender.title, results, calls[name, 1](), case.dtype)
+                differences[name] = check_peer(case, contender, results, calls[name, 1](), inputs)
         del results
 
         # The control works about as long as ours does.
-        work = wall_seconds(calls["ours", 1]) * _C.fma_peak(capability, "float32", effort.probe_seconds)
+        dtype = peak_dtype(case)
+        work = wall_seconds(calls["ours", 1]) * _C.fma_peak(capability, dtype, effort.probe_seconds)
 
         def control(threads: int) -> None:
-            for part in [
-                pool.submit(_C.fma_work, capability, "float32", work / threads) for _ in range(threads)
-            ]:
+            parts = [pool.submit(_C.fma_work, capability, dtype, work / threads) for _ in range(threads)]
+            for part in parts:
                 part.result()
 
         for threads in (1, case.threads):
@@ -69,6 +71,7 @@ def measure_scaling(case: Case, effort: Effort, progress: Progress) -> dict[str,
     names = [name for name, threads in calls if threads == 1]
     return {
         "clock": "wall time",
+        "peak_rate": 1e9 * work / best["control", case.threads],
         "differences": differences,
         "contenders": {name: summary(samples[name, case.threads]) for name in contenders},
         "one_thread": {name: summary(samples[name, 1]) for name in contenders},

@@ -1,8 +1,9 @@
-"""Puts the committed results into README.md: python -m benchmarks.table [--check]"""
+"""Puts the committed results into README.md and results/*.md: python -m benchmarks.table [--check]"""
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from .report import (
     value_text,
 )
 
-__all__ = ["BEGIN", "END", "main", "replace_section", "section"]
+__all__ = ["BEGIN", "END", "main", "page", "replace_section", "section"]
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results"
@@ -28,23 +29,54 @@ BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 HEADER = "| case | ours | peer | peer / ours | share of peak | memory, ours / peer | required |"
 
 
-def section(folder: Path = RESULTS) -> str:
-    """The Markdown between the two markers, of all results in the folder."""
+def section(folder: Path) -> str:
+    """README's Markdown between the two markers: the headline cases of all results in the folder."""
     parts = []
-    for path in sorted(folder.glob("*.json")):
-        result = json.loads(path.read_text())
-        lines = [f"`{result['op']}`, {result['date']}, {machine_text(result['machine'])}.", ""]
-        lines += [HEADER, "|---" * HEADER.count(" |") + "|"]
-        for entry in result["entries"]:
-            lines += rows(entry)
+    for path, result in results_in(folder):
+        lines = [*heading(result), "", *table_of([e for e in result["entries"] if e["headline"]]), ""]
         picture = path.with_suffix(".png")
         if picture.exists():
             lines += [
-                "",
                 f"![Ratios and shares of the peak, {result['op']}](benchmarks/results/{picture.name})",
+                "",
             ]
+        everything = f"[benchmarks/results/{path.stem}.md](benchmarks/results/{path.stem}.md)"
+        lines.append(f"All {len(result['entries'])} cases: {everything}; {verdicts(result['entries'])}.")
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
+
+
+def page(result: dict[str, Any]) -> str:
+    """All cases of one operator, a table for each group."""
+    lines = [f"# {result['op']}", "", *heading(result)]
+    for group, entries in itertools.groupby(result["entries"], key=lambda entry: entry["group"]):
+        lines += ["", f"## {group}", "", *table_of(list(entries))]
+    return "\n".join(lines) + "\n"
+
+
+def results_in(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
+    return [(path, json.loads(path.read_text())) for path in sorted(folder.glob("*.json"))]
+
+
+def heading(result: dict[str, Any]) -> list[str]:
+    return [f"`{result['op']}`, {result['date']}, {machine_text(result['machine'])}."]
+
+
+def table_of(entries: list[dict[str, Any]]) -> list[str]:
+    return [HEADER, "|---" * HEADER.count(" |") + "|", *(line for entry in entries for line in rows(entry))]
+
+
+def verdicts(entries: list[dict[str, Any]]) -> str:
+    """How many requirements are met, and the cases of those that are not."""
+    cases: dict[str, list[str]] = {"met": [], "missed": [], "not judged": []}
+    for entry in entries:
+        for requirement in entry["requirements"]:
+            cases[requirement["verdict"]].append(f"`{entry['name']}`")
+    return "requirements: " + ", ".join(
+        f"{len(names)} {verdict}"
+        + (f" ({', '.join(dict.fromkeys(names))})" if verdict != "met" and names else "")
+        for verdict, names in cases.items()
+    )
 
 
 def rows(entry: dict[str, Any]) -> list[str]:
@@ -85,13 +117,17 @@ def scaling_row(title: str, entry: dict[str, Any]) -> str:
     scaling = entry["scaling"]
     times = f"{seconds_text(one)} → {seconds_text(two)}: {scaling['ours']:.2f}x"
     others = "; ".join(
-        f"{figures['title']} {scaling[name]:.2f}x"
+        f"{figures['title']}: {seconds_text(figures['seconds_min'])}, {scaling[name]:.2f}x"
         for name, figures in entry["contenders"].items()
         if name != "ours"
     )
-    control = f"FMA loop {scaling['control']:.2f}x"
+    control = f"FMA loop: {scaling['control']:.2f}x"
     peers = "; ".join(part for part in (others, control) if part)
-    return row(title, times, peers, "", "", "", required(entry["requirements"], {}))
+    ratio = entry["ratios"][next(iter(entry["ratios"]))]["min"]
+    share = percent(entry["contenders"]["ours"]["share"])
+    return row(
+        title, times, peers, f"{ratio:.3g}", share, "", required(entry["requirements"], titles_of(entry))
+    )
 
 
 def required(requirements: list[dict[str, Any]], titles: dict[str, str]) -> str:
@@ -122,18 +158,20 @@ def replace_section(text: str, content: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.table", description="Put the results into README.md."
+        prog="python -m benchmarks.table", description="Put the results into README.md and results/*.md."
     )
     parser.add_argument(
-        "--check", action="store_true", help="change nothing; exit 1 if README.md is out of date"
+        "--check", action="store_true", help="change nothing; exit 1 if a file is out of date"
     )
     options = parser.parse_args(argv)
     readme = ROOT / "README.md"
-    old = readme.read_text()
-    new = replace_section(old, section())
+    wanted = {path.with_suffix(".md"): page(result) for path, result in results_in(RESULTS)}
+    wanted[readme] = replace_section(readme.read_text(), section(RESULTS))
+    stale = [path for path, text in wanted.items() if not path.exists() or path.read_text() != text]
     if options.check:
-        return int(new != old)
-    readme.write_text(new)
+        return int(bool(stale))
+    for path in stale:
+        path.write_text(wanted[path])
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The benchmarks' own rules: well-formed cases, no figure without agreement, verdicts, memory, the table."""
+"""The benchmarks' own rules: no figure without agreement, clocks, verdicts, memory, the table."""
 
 import json
 import os
@@ -10,22 +10,25 @@ import torch
 from torch.testing import assert_close
 
 from attention_ext import _C
-from benchmarks import baselines, run, table
+from benchmarks import attention_peers, run, table
 from benchmarks.agreement import Disagreement, check_agreement
-from benchmarks.baselines import CONTENDERS, Contender, dense_mask, make_call, make_inputs, mask_of
+from benchmarks.attention_peers import on_tensors
+from benchmarks.baselines import CONTENDERS
+from benchmarks.cases import CAUSAL, Band, Case, Requirement, Shape, plain
 from benchmarks.clocks import Sampler, WorkElsewhere, thread_seconds
+from benchmarks.contender import Contender
 from benchmarks.effort import QUICK
 from benchmarks.figures import judge
 from benchmarks.measure import measure_time
 from benchmarks.memory import measure_memory
-from benchmarks.registry import CASES, Band, Case, Requirement, Shape, operators, plain
+from benchmarks.registry import CASES, operators
 from benchmarks.scaling import measure_scaling
 from benchmarks.worker import run_apart
 
 pytestmark = pytest.mark.once
 
 SHAPE = Shape(1, 2, 1, 24, 24, 8, 8)
-TINY = Case("tiny", "a tiny case", "attention", SHAPE, ("matmul",))
+TINY = Case("tiny", SHAPE, peers=("matmul",), group="tiny cases", headline=True)
 RATIO = Requirement("ratio", 1e-6, "matmul", needs="generic")
 SHARE = Requirement("share", 2.0, needs="generic")
 
@@ -34,87 +37,13 @@ def quiet(_):
     pass
 
 
-def small(case: Case) -> Case:
-    """The case with few positions, and its window in proportion."""
-    s, N = case.shape, 64
-    window = case.mask is not None and case.mask.left is not None
-    shape = replace(s, B=min(s.B, 2), H=min(s.H, 4), Hkv=min(s.Hkv, 2), Lq=min(s.Lq, N), Lk=min(s.Lk, N))
-    shape = replace(shape, Hkv=shape.H) if s.Hkv == s.H else shape
-    return replace(case, shape=shape, mask=Band(15, 0) if window else case.mask)
-
-
-# the registry
-
-
-def test_names_are_unique():
-    names = [case.name for case in CASES]
-    assert sorted(set(names)) == sorted(names)
-    assert operators() == sorted(CONTENDERS)
-
-
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_a_case_is_well_formed(case):
-    s = case.shape
-    assert min(vars(s).values()) > 0
-    assert s.H % s.Hkv == 0
-    assert set(case.peers) < set(CONTENDERS[case.op])
-    assert "ours" not in case.peers
-    assert case.kind == "scaling" or case.threads == 1
-    assert case.kind != "scaling" or case.threads > 1
-    assert case.kind != "memory" or case.tail > 0
-    assert 0 < case.flops < 1e13
-    assert case.tensor_bytes > 0
-    kinds = {"ratio": "time", "overhead": "time", "share": "time", "scaling": "scaling", "memory": "memory"}
-    for requirement in case.requirements:
-        assert kinds[requirement.figure] == case.kind
-        assert requirement.bound > 0
-        assert (requirement.peer in case.peers) == (requirement.figure in ("ratio", "overhead"))
-        assert (requirement.control is not None) == (requirement.figure == "scaling")
-
-
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_ours_and_the_peers_agree(case):
-    case = small(case)
-    inputs = make_inputs(case)
-    with torch.set_grad_enabled(case.backward):
-        ours = make_call(case, CONTENDERS[case.op]["ours"], inputs)()
-        assert len(ours) == (4 if case.backward else 1)
-        for name in case.peers:
-            peer = CONTENDERS[case.op][name]
-            if peer.quick:  # the others are compiled, for half a minute; a complete run compares them as well
-                check_agreement(peer.title, ours, make_call(case, peer, inputs)(), case.dtype)
-
-
-@pytest.mark.parametrize("band", [Band(None, 0), Band(3, 0), Band(2, 1), Band(None, None), Band(0, None)])
-@pytest.mark.parametrize(("Lq", "Lk"), [(9, 9), (4, 7), (7, 4)])
-def test_bands_count_the_pairs_of_their_masks(band, Lq, Lk):
-    assert band.pairs(Lq, Lk) == dense_mask(band, Lq, Lk).sum()
-    if Lq == Lk:
-        assert torch.equal(dense_mask(band, Lq, Lk), mask_of(band).dense(Lq, Lk)[0, 0].expand(Lq, Lk))
-
-
-def test_operations_and_bytes():
-    case = Case("c", "c", "attention", Shape(2, 6, 3, 5, 5, 4, 8), (), mask=Band(None, 0), dtype="float64")
-    assert case.flops == 2 * 2 * 6 * 15 * (4 + 8)
-    assert case.tensor_bytes == 8 * 2 * (6 * 5 * (4 + 8) + 3 * 5 * (4 + 8))
-    both = replace(case, backward=True)
-    assert both.flops == 3.5 * case.flops
-    assert both.tensor_bytes == 2 * case.tensor_bytes
-
-
-@pytest.mark.parametrize("build", [baselines.sdpa, baselines.sdpa_blocks, baselines.matmul])
-def test_a_peer_refuses_a_mask_it_would_ignore(build):
-    with pytest.raises(ValueError, match="tiny"):
-        build(replace(TINY, mask=Band(3, 1)))
-
-
 # the command
 
 
 def test_a_quick_run_writes_figures_and_a_plot(monkeypatch, tmp_path, capsys):
     cases = [
         replace(TINY, requirements=(RATIO, SHARE)),
-        replace(TINY, name="both", backward=True, peers=("sdpa",)),
+        replace(TINY, name="both", passes="both", peers=("sdpa",)),
         replace(TINY, name="elsewhere", capability="of another machine", requirements=(SHARE,)),
     ]
     monkeypatch.setattr(run, "CASES", cases)
@@ -142,21 +71,21 @@ def test_a_quick_run_writes_figures_and_a_plot(monkeypatch, tmp_path, capsys):
 
 def test_an_unknown_case_is_an_error(capsys):
     assert run.main(["--quick", "--case", "no-such-case"]) == 2
-    assert "no case no-such-case; there are: both-causal" in capsys.readouterr().err
+    assert "no case no-such-case; there are: both-causal," in capsys.readouterr().err
 
 
 def scaled(factor):
-    def build(case):
-        right = baselines.matmul(case)
+    def make(case):
+        right = attention_peers.matmul(case)
         return lambda q, k, v: right(q, k, v) * factor
 
-    return Contender("wrong", build)
+    return on_tensors(make)
 
 
 @pytest.mark.parametrize("factor", [1.01, float("nan"), 0.0])
 @pytest.mark.parametrize("kind", ["time", "scaling"])
 def test_no_agreement_no_figure(monkeypatch, tmp_path, capsys, factor, kind):
-    monkeypatch.setitem(CONTENDERS["attention"], "wrong", scaled(factor))
+    monkeypatch.setitem(CONTENDERS["attention"], "wrong", Contender("wrong", scaled(factor)))
     # in this process, which knows the wrong peer
     monkeypatch.setattr(run, "run_apart", lambda function, *arguments, capability=None: function(*arguments))
     monkeypatch.setattr(run, "not_here", lambda case: "")
@@ -180,8 +109,16 @@ def test_no_agreement_no_figure(monkeypatch, tmp_path, capsys, factor, kind):
     assert not (tmp_path / "attention.png").exists()
 
 
+def test_the_rate_is_that_of_the_work_done():
+    case = replace(TINY, mask=CAUSAL, shape=plain(1, 2, 24, 8), peers=("unmasked",))
+    contenders = run.measure(case, QUICK)["contenders"]
+    ours, unmasked = contenders["ours"], contenders["unmasked"]
+    assert ours["rate"] == pytest.approx(case.flops / ours["seconds_min"])
+    assert unmasked["rate"] == pytest.approx(replace(case, mask=None).flops / unmasked["seconds_min"])
+
+
 def test_an_error_is_no_figure(monkeypatch):
-    def build(case):
+    def build(case, inputs):
         raise OSError("no such peer")
 
     monkeypatch.setitem(CONTENDERS["attention"], "broken", Contender("broken", build))
@@ -192,14 +129,14 @@ def test_an_error_is_no_figure(monkeypatch):
 
 
 def test_agreement_looks_at_every_result():
-    a = torch.ones(3), torch.ones(2)
+    a = {"out": torch.ones(3), "dx": torch.ones(2)}
     assert check_agreement("peer", a, a, "float32") == 0.0
-    with pytest.raises(Disagreement, match=r"dq differs from peer by 5\.0e-01"):
-        check_agreement("peer", a, (torch.ones(3), torch.tensor([1.0, 2.0])), "float32")
-    with pytest.raises(Disagreement, match="2 results, peer has 1"):
-        check_agreement("peer", a, a[:1], "float32")
+    with pytest.raises(Disagreement, match=r"dx differs from peer by 5\.0e-01"):
+        check_agreement("peer", a, a | {"dx": torch.tensor([1.0, 2.0])}, "float32")
+    with pytest.raises(Disagreement, match="results out, dx; peer has out"):
+        check_agreement("peer", a, {"out": a["out"]}, "float32")
     with pytest.raises(Disagreement, match=r"out is \(3,\), of peer \(1,\)"):
-        check_agreement("peer", a, (torch.ones(1), torch.ones(2)), "float32")
+        check_agreement("peer", a, a | {"out": torch.ones(1)}, "float32")
 
 
 # clocks
@@ -227,7 +164,7 @@ def test_a_sample_is_the_time_of_one_call():
 
 def test_threads_and_grad_mode_are_put_back():
     threads = torch.get_num_threads()
-    measure_time(replace(TINY, backward=True), QUICK, quiet)
+    measure_time(replace(TINY, passes="both"), QUICK, quiet)
     assert torch.get_num_threads() == threads
     assert torch.is_grad_enabled()
 
@@ -246,6 +183,10 @@ def test_scaling_has_a_control():
 
 def entry(**figures):
     return {"capability": "avx2", "tensor_bytes": 100, "contenders": {"ours": {"share": 0.8}}} | figures
+
+
+def memory(ours, peer):
+    return {"contenders": {"ours": {"memory": {"call": ours}}, "p": {"memory": {"call": peer}}}}
 
 
 @pytest.mark.parametrize(
@@ -278,6 +219,15 @@ def entry(**figures):
             "not judged",
         ),
         (
+            Requirement("ratio", 1.9, "p", "generic", 1.95),
+            {"ratios": {"p": {"min": 2.0}}, "scaling": {"ours": 1.9, "control": 1.9}},
+            2.0,
+            "not judged",
+        ),
+        (Requirement("memory_ratio", 10, "p", "generic"), memory(100, 1200), 12.0, "met"),
+        (Requirement("memory_ratio", 10, "p", "generic"), memory(100, 900), 9.0, "missed"),
+        (Requirement("memory_ratio", 10, "p", "generic"), {}, None, "not judged"),
+        (
             Requirement("memory", 3, needs="generic"),
             {"contenders": {"ours": {"memory": {"total": 310}}}},
             3.1,
@@ -295,12 +245,12 @@ def test_verdicts(requirement, figures, value, verdict):
 # memory and other processes
 
 
-WINDOWED = Case("w", "w", "attention", plain(1, 2, 8192, 8), ("sdpa_bool_mask",), "memory", mask=Band(31, 0))
+WINDOWED = Case("w", plain(1, 2, 8192, 8), (), ("sdpa_bool_mask",), kind="memory", mask=Band(31, 0))
 
 
 def test_peak_memory_counts_what_a_call_needs():
     case, N = WINDOWED, WINDOWED.shape.Lq
-    ours = run_apart(measure_memory, replace(case, tail=64, backward=True), "ours")
+    ours = run_apart(measure_memory, replace(case, tail=64, passes="both"), "ours")
     masked = run_apart(measure_memory, case, "sdpa_bool_mask")
     if ours is None:
         pytest.skip("this system does not tell peak memory: it has no /proc/self/clear_refs")
@@ -311,8 +261,8 @@ def test_peak_memory_counts_what_a_call_needs():
 
 
 def test_a_wrong_tail_is_found(monkeypatch):
-    causal = Contender("ours", lambda case: baselines.ours(replace(case, mask=Band(None, 0))))
-    monkeypatch.setitem(CONTENDERS["attention"], "ours", causal)
+    causal = on_tensors(lambda case: attention_peers.ours(replace(case, mask=CAUSAL)))
+    monkeypatch.setitem(CONTENDERS["attention"], "ours", Contender("ours", causal))
     with pytest.raises(Disagreement, match=r"out differs from SDPA \+ bool mask"):
         measure_memory(replace(WINDOWED, shape=plain(1, 2, 256, 8), tail=16), "ours")
 
@@ -347,25 +297,43 @@ def test_only_the_section_is_replaced():
 def test_the_table_has_every_figure(monkeypatch, tmp_path):
     cases = [
         replace(TINY, requirements=(RATIO, SHARE), peers=("matmul", "sdpa")),
-        replace(
-            TINY, name="elsewhere", title="elsewhere", capability="of another machine", requirements=(SHARE,)
-        ),
-        replace(TINY, name="threads", title="threads", kind="scaling", threads=2),
+        replace(TINY, name="elsewhere", capability="of another machine", requirements=(SHARE,)),
+        replace(TINY, name="threads", kind="scaling", threads=2, group="threads", headline=False),
     ]
     monkeypatch.setattr(run, "CASES", cases)
     monkeypatch.setattr(run, "not_here", lambda case: "no such machine" if case.capability else "")
     assert run.main(["--quick", "--output", str(tmp_path)]) == 0
     lines = table.section(tmp_path).splitlines()
-    rows = [line for line in lines if line.startswith("| ")][1:]
-    assert len(rows) == 4
-    assert len({row.count("|") for row in rows}) == 1
-    assert "matmul + softmax: " in rows[0]
-    assert "share of peak ≥ 200 %: **missed**" in rows[0]
-    assert "SDPA: " in rows[1]
-    assert "missed" not in rows[1]
-    assert "no figure: no such machine" in rows[2]
-    assert "FMA loop" in rows[3]
-    assert lines[-1] == "![Ratios and shares of the peak, attention](benchmarks/results/attention.png)"
+    page = table.page(json.loads((tmp_path / "attention.json").read_text())).splitlines()
+    assert [line for line in page if line.startswith("#")] == ["# attention", "## tiny cases", "## threads"]
+    shown, every = ([x for x in text if x.startswith("| ") and x != table.HEADER] for text in (lines, page))
+    assert len(every) == 4
+    assert shown == every[:3]
+    assert len({row.count("|") for row in every}) == 1
+    assert "matmul + softmax: " in every[0]
+    assert "share of peak ≥ 200 %: **missed**" in every[0]
+    assert "SDPA: " in every[1]
+    assert "missed" not in every[1]
+    assert "no figure: no such machine" in every[2]
+    assert "FMA loop" in every[3]
+    assert "![Ratios and shares of the peak, attention](benchmarks/results/attention.png)" in lines
+    assert "All 3 cases: " in lines[-1]
+    assert "requirements: 1 met, 1 missed (`tiny`), 1 not judged (`elsewhere`)." in lines[-1]
+
+
+def test_the_table_is_checked_and_written(monkeypatch, tmp_path):
+    monkeypatch.setattr(run, "CASES", [TINY])
+    results, readme = tmp_path / "results", tmp_path / "README.md"
+    assert run.main(["--quick", "--output", str(results)]) == 0
+    readme.write_text(f"{table.BEGIN}\n{table.END}\n")
+    monkeypatch.setattr(table, "ROOT", tmp_path)
+    monkeypatch.setattr(table, "RESULTS", results)
+    assert table.main(["--check"]) == 1
+    assert table.main([]) == 0
+    assert "matmul + softmax" in readme.read_text()
+    assert table.main(["--check"]) == 0
+    (results / "attention.md").write_text("old")
+    assert table.main(["--check"]) == 1
 
 
 def test_the_readme_shows_the_committed_results():

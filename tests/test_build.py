@@ -87,7 +87,7 @@ def test_an_unknown_capability_is_an_error_of_the_operators():
 # the probes
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 def test_probes(dtype):
     for capability in _C.cpu_capabilities():
         assert _C.fma_peak(capability, dtype, 0.02) > 0.1
@@ -99,7 +99,7 @@ def test_probes(dtype):
     ("call", "message"),
     [
         (lambda: _C.fma_peak("avx3"), "unknown CPU capability 'avx3'"),
-        (lambda: _C.fma_peak("generic", "float16"), "dtype must be 'float32' or 'float64', got 'float16'"),
+        (lambda: _C.fma_peak("generic", "float16"), "'float64' or 'bfloat16', got 'float16'"),
         (lambda: _C.fma_peak("generic", "float32", float("nan")), "seconds must be in"),
         (lambda: _C.fma_work("generic", "float32", 0.0), "gflop must be in"),
         (lambda: _C.read_bandwidth(0), "bytes must be at least 4096, got 0"),

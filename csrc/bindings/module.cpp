@@ -32,7 +32,9 @@ attn::CpuCapability capability_of(const std::string& name) {
 attn::PeakDtype dtype_of(const std::string& name) {
   if (name == "float32") return attn::PeakDtype::kFloat32;
   if (name == "float64") return attn::PeakDtype::kFloat64;
-  throw std::invalid_argument("dtype must be 'float32' or 'float64', got '" + name + "'");
+  if (name == "bfloat16") return attn::PeakDtype::kBFloat16;
+  throw std::invalid_argument("dtype must be 'float32', 'float64' or 'bfloat16', got '" + name +
+                              "'");
 }
 
 py::dict build() {

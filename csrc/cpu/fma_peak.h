@@ -7,7 +7,9 @@
 
 namespace attn {
 
-enum class PeakDtype : int { kFloat32, kFloat64 };
+// kBFloat16 multiplies pairs of bfloat16 and adds in float32 where an instruction does that;
+// elsewhere it is kFloat32, which bfloat16 is computed in.
+enum class PeakDtype : int { kFloat32, kFloat64, kBFloat16 };
 
 // The best rate in GFLOP/s of one thread, in its own CPU time, over samples that fill about
 // `seconds`. Multiply and add count as one each; where there is no fused instruction (generic on

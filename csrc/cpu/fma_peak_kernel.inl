@@ -1,5 +1,6 @@
 // Included once per instruction set, in its namespace, where kVectorBytes is the width of a
-// register and multiply_add(x, a, b) is x * a + b, in one instruction where it has one.
+// register, kChains covers the latency, and multiply_add(x, a, b) is x * a + b, in one instruction
+// where it has one.
 
 // kChains independent chains x <- x * a + b, kUnroll * rounds links each; returns the operations
 // done. 12 chains and the two constants fit in the 16 registers of AVX2 and SSE2, and cover a
@@ -7,7 +8,7 @@
 // b / (1 - a) = 2: no denormal, no overflow.
 template <class T>
 double run_chains(int64_t rounds) {
-  constexpr int kChains = 12, kUnroll = 8;
+  constexpr int kUnroll = 8;
   typedef T Vector __attribute__((vector_size(kVectorBytes)));
   // Unknown to the compiler, which would fold the chain that starts at 2.
   T half = T(0.5);
@@ -18,7 +19,7 @@ double run_chains(int64_t rounds) {
   for (int64_t round = 0; round < rounds; ++round) {
 #pragma GCC unroll 8
     for (int u = 0; u < kUnroll; ++u) {
-#pragma GCC unroll 12
+#pragma GCC unroll 32
       for (int c = 0; c < kChains; ++c) x[c] = multiply_add(x[c], a, b);
     }
   }

@@ -64,6 +64,7 @@ TEST(peaks_are_measured_for_every_capability) {
   for (const CpuCapability c : attn::available_cpu_capabilities()) {
     CHECK(attn::fma_peak(c, attn::PeakDtype::kFloat32, 0.01) > 0.0);
     CHECK(attn::fma_peak(c, attn::PeakDtype::kFloat64, 0.01) > 0.0);
+    CHECK(attn::fma_peak(c, attn::PeakDtype::kBFloat16, 0.01) > 0.0);
     CHECK(attn::fma_work(c, attn::PeakDtype::kFloat32, 1e-3) >= 1e-3);
   }
   CHECK(attn::read_bandwidth(1 << 16, 0.01) > 0.0);

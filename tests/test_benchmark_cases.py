@@ -1,0 +1,167 @@
+"""The benchmarks' cases and contenders: well-formed, counted right, and in agreement."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks import attention_peers, onnxruntime_peers
+from benchmarks.agreement import Disagreement
+from benchmarks.attention_peers import dense_mask, mask_of, on_tensors
+from benchmarks.baselines import CONTENDERS, REFERENCE
+from benchmarks.cases import CAUSAL, Band, Case, Holes, Shape, plain
+from benchmarks.contender import make_call, make_inputs
+from benchmarks.layer_peers import layer_of
+from benchmarks.measure import check_peer
+from benchmarks.registry import CASES, operators
+
+pytestmark = pytest.mark.once
+
+TINY = Case("tiny", Shape(1, 2, 1, 24, 24, 8, 8))
+
+
+def small(case: Case) -> Case:
+    """The case with few positions, and its window in proportion."""
+    s, N = case.shape, 64
+    window = isinstance(case.mask, Band) and case.mask.left is not None
+    shape = replace(s, B=min(s.B, 2), H=min(s.H, 4), Hkv=min(s.Hkv, 2), Lq=min(s.Lq, N), Lk=min(s.Lk, N))
+    shape = replace(shape, Hkv=shape.H) if s.Hkv == s.H else shape
+    return replace(case, shape=shape, mask=Band(15, 0) if window else case.mask)
+
+
+def test_names_are_unique():
+    names = [case.name for case in CASES]
+    assert sorted(set(names)) == sorted(names)
+    assert operators() == sorted(CONTENDERS)
+    for op, reference in REFERENCE.items():
+        assert CONTENDERS[op][reference].instead is None
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_case_is_well_formed(case):
+    s = case.shape
+    assert min(vars(s).values()) > 0
+    assert s.H % s.Hkv == 0
+    assert set(case.peers) < set(CONTENDERS[case.op])
+    assert "ours" not in case.peers
+    assert case.group
+    assert case.kind == "scaling" or case.threads == 1
+    assert case.kind != "scaling" or case.threads > 1
+    assert case.kind != "memory" or case.tail > 0
+    assert 0 < case.flops < 1e13
+    assert case.tensor_bytes > 0
+    kinds = {
+        "ratio": ("time", "scaling"),
+        "overhead": ("time",),
+        "share": ("time",),
+        "scaling": ("scaling",),
+        "memory": ("memory",),
+        "memory_ratio": ("time",),
+    }
+    for requirement in case.requirements:
+        assert case.kind in kinds[requirement.figure]
+        assert requirement.bound > 0
+        compares = requirement.figure in ("ratio", "overhead", "memory_ratio")
+        assert (requirement.peer in case.peers) == compares
+        assert (requirement.control is not None) == (case.kind == "scaling")
+        assert case.memory or requirement.figure != "memory_ratio"
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_ours_and_the_peers_agree(case):
+    case = small(case)
+    inputs = make_inputs(case)
+    with torch.set_grad_enabled(case.grad):
+        ours = make_call(case, CONTENDERS[case.op]["ours"], inputs)()
+        assert len(ours) == 1 + case.grad * (5 if case.op == "multihead_attention" else 3 + case.pair_bias)
+        for name in case.peers:
+            peer = CONTENDERS[case.op][name]
+            if peer.quick:  # the others are compiled, for half a minute; a complete run compares them as well
+                check_peer(case, peer, ours, make_call(case, peer, inputs)(), inputs)
+
+
+MASKS = [
+    *(Band(None, 0), Band(3, 0), Band(2, 1), Band(None, None), Band(0, None)),
+    *(Holes(3), Holes(5), Holes(20), Holes(3, keys_only=True)),
+]
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize(("Lq", "Lk"), [(9, 9), (4, 7), (7, 4)])
+def test_masks_count_their_pairs(mask, Lq, Lk):
+    keep = dense_mask(mask, Lq, Lk)
+    assert mask.pairs(Lq, Lk) == keep.sum()
+    if Lq == Lk:
+        ours = mask_of(replace(TINY, shape=plain(1, 1, Lq, 4), mask=mask))
+        assert torch.equal(keep, ours.dense(Lq, Lk)[0, 0].expand(Lq, Lk))
+
+
+def test_operations_and_bytes():
+    case = Case("c", Shape(2, 6, 3, 5, 5, 4, 8), mask=CAUSAL, dtype="float64")
+    assert case.flops == 2 * 2 * 6 * 15 * (4 + 8)
+    assert case.tensor_bytes == 8 * 2 * (6 * 5 * (4 + 8) + 3 * 5 * (4 + 8))
+    both = replace(case, passes="both")
+    assert both.flops == 3.5 * case.flops
+    assert both.flops == case.flops + replace(case, passes="backward").flops
+    assert both.tensor_bytes == 2 * case.tensor_bytes
+    assert replace(case, pair_bias=True).tensor_bytes == case.tensor_bytes + 8 * 6 * 5 * 5
+
+
+def test_operations_and_bytes_of_the_layer():
+    case = Case("c", plain(2, 3, 5, 4), op="multihead_attention")
+    layer = CONTENDERS[case.op]["ours"].build(case, make_inputs(case)).leaves
+    assert layer["x"].shape == (2, 5, 12)
+    attention = replace(case, op="attention").flops
+    assert case.flops == attention + 2 * 2 * 5 * (3 * 12 * 12 + 12 * 12)
+    assert case.tensor_bytes == 4 * (layer["x"].numel() + sum(t.numel() for t in layer.values()))
+    assert replace(case, passes="both").flops == 3.5 * attention + 3 * (case.flops - attention)
+
+
+REFUSED = replace(TINY, mask=Band(3, 1))
+
+
+@pytest.mark.parametrize(
+    ("build", "case"),
+    [
+        *((on_tensors(make), REFUSED) for make in (attention_peers.sdpa, attention_peers.sdpa_blocks)),
+        (on_tensors(attention_peers.matmul), REFUSED),
+        (on_tensors(onnxruntime_peers.multi_head), replace(REFUSED, layout="BLHD")),
+        (on_tensors(onnxruntime_peers.multi_head), TINY),
+        (on_tensors(onnxruntime_peers.grouped_query), replace(TINY, layout="BLHD")),
+        (layer_of(torch.nn.MultiheadAttention), REFUSED),
+    ],
+)
+def test_a_peer_refuses_what_it_would_ignore(build, case):
+    with pytest.raises(ValueError, match="tiny"):
+        build(case, make_inputs(case))
+
+
+def test_views_have_the_numbers_of_contiguous_tensors():
+    case = replace(TINY, layout="BLHD", shape=plain(2, 3, 5, 4), passes="both")
+    views, copies = make_inputs(case), make_inputs(replace(case, layout="BHLD"))
+    for name, view in (views.tensors | {"grad_out": views.grad_out}).items():
+        assert view.transpose(1, 2).is_contiguous()
+        copy = (copies.tensors | {"grad_out": copies.grad_out})[name]
+        assert copy.is_contiguous()
+        assert torch.equal(view, copy)
+
+
+def test_backward_alone_is_the_backward_of_both():
+    case = replace(TINY, passes="both")
+    ours = CONTENDERS["attention"]["ours"]
+    both = make_call(case, ours, make_inputs(case))()
+    alone = make_call(replace(case, passes="backward"), ours, make_inputs(case))
+    for results in (alone(), alone()):
+        assert list(results) == ["out", "dquery", "dkey", "dvalue"]
+        assert all(torch.equal(results[name], both[name]) for name in both)
+
+
+def test_ours_under_other_conditions_is_checked_as_well():
+    case = replace(TINY, mask=CAUSAL, shape=plain(1, 2, 24, 8))
+    inputs = make_inputs(case)
+    unmasked = CONTENDERS["attention"]["unmasked"]
+    results = make_call(case, unmasked, inputs)()
+    ours = make_call(case, CONTENDERS["attention"]["ours"], inputs)()
+    check_peer(case, unmasked, ours, results, inputs)
+    with pytest.raises(Disagreement, match="out differs from SDPA, of ours without the mask"):
+        check_peer(case, unmasked, ours, ours, inputs)
