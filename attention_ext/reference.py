@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from . import _checks
+from ._ops.transforms import is_fake
 from ._philox import philox4x32
 from .masks import Mask
 
@@ -252,9 +253,10 @@ def _has_nonfinite(*tensors: Tensor) -> bool:
 
     Masked ones, 0 * NaN, are then kept out pair by pair, in memory that grows with Lq·Lk·D.
     """
-    if torch.compiler.is_compiling():
+    # To look at a fake one leaves a symbol behind that torch.compile asks for later.
+    if torch.compiler.is_compiling() or any(is_fake(t) for t in tensors):
         return False
     try:
         return not all(bool(t.isfinite().all()) for t in tensors)
-    except RuntimeError:  # vmapped and fake tensors have no values
+    except RuntimeError:  # vmapped tensors have no single value
         return False

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import attention_ext as ax
 from attention_ext._ops import transforms
@@ -94,6 +95,22 @@ def test_below_autograd_and_after_autograd(canary):
     assert notes == [False, False]
 
 
+def test_is_fake():
+    seen = []
+
+    def note(x):
+        seen.append(transforms.is_fake(x))
+        return x.sum()
+
+    real = torch.ones(2)
+    for x in (real, FakeTensorMode().from_tensor(real)):
+        note(x)
+        torch.func.grad(note)(x)
+        torch.func.vmap(note)(x[None])
+        torch.func.jvp(torch.func.grad(note), (x,), (x,))
+    assert seen == [False] * 4 + [True] * 4
+
+
 def test_schema_of():
     schema = transforms.schema_of(torch.ops.aten.sin.default)
     assert schema == "aten::sin(Tensor self) -> Tensor"
@@ -131,6 +148,7 @@ def test_register_pytree_class():
         (torch._C, "_AutoDispatchBelowAutograd", lambda q: ax.attention(q, q, q)),
         (torch._C, "_after_autograd_keyset", lambda q: transforms.after_autograd(None)),
         (object, "_make_wrapper_subclass", lambda q: transforms.wrapper_subclass(object, (), None, None)),
+        (torch._subclasses.fake_tensor, "is_fake", lambda q: transforms.is_fake(q)),
         (torch.utils, "_pytree", lambda q: transforms.register_pytree_class(Exception, None, None, None)),
         (torch._ops.OpOverload, "_schema", lambda q: transforms.schema_of(object())),
     ],

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -38,11 +39,13 @@ def test_opinfo_samples(n, dtype):
         assert torch.equal(draws[0], draws[1])
         assert not torch.equal(draws[0], draws[2])
         return
-    # Values up to 9 make scores up to 229. A backward pass that keeps only out and log-sum-exp, as torch's
-    # kernels do, loses as many roundings of float32, and a few of the output's dtype.
-    eps = torch.finfo(dtype).eps
-    floor = FLOOR[dtype] if dtype == torch.float64 else max(229 * 2.0**-23, 4 * eps)
-    assert_matches(ax.scaled_dot_product_attention, *qkv, against=by_formula, floor=floor, **kwargs)
+    # Values up to 9 make scores up to 229, and often one weight of 1: then gradients are nearly 0, while what
+    # they inherit of the rounding of out is as large as ever. So they are compared at smaller scores.
+    compare = partial(assert_matches, ax.scaled_dot_product_attention, against=by_formula, **kwargs)
+    compare(*qkv, grads=False)
+    # A backward pass that keeps only out and log-sum-exp, as torch's kernels do, loses a few roundings.
+    query, *rest = (t.detach() for t in qkv)
+    compare(query / 16, *rest, floor=max(FLOOR[dtype], 4 * torch.finfo(dtype).eps))
 
 
 def test_dropout_is_right_on_average():

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 
 T = TypeVar("T")
@@ -47,6 +48,14 @@ def after_autograd(keyset: Any) -> Any:
         return keyset & torch._C._after_autograd_keyset
     except AttributeError as error:
         raise _missing("torch._C._after_autograd_keyset") from error
+
+
+def is_fake(t: Tensor) -> bool:
+    """Has t no values, as where torch.compile only asks for shapes? torch.func transforms may wrap it."""
+    try:
+        return torch._subclasses.fake_tensor.is_fake(t)
+    except AttributeError as error:
+        raise _missing("torch._subclasses.fake_tensor.is_fake") from error
 
 
 def schema_of(op: Any) -> str:

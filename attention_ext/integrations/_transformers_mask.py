@@ -1,4 +1,7 @@
-"""Transformers' mask functions, read as a band and a row of keys where that says it all."""
+"""Transformers' mask functions, read as a band and a row of keys where that says it all.
+
+Imports Transformers, once and outside its functions: torch.compile need not see the import.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import masking_utils
 
 from ._compact_mask import CompactMask, expressible
 
@@ -36,8 +40,6 @@ def mask(
         masks and windows, with padding, at most of the offsets that a cache has. Else what `sdpa_mask`
         builds, bool (B, 1, q_length, kv_length).
     """
-    from transformers import masking_utils
-
     if mask_function is None:
         mask_function = masking_utils.causal_mask_function
     tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()

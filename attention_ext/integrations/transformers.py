@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from .. import functional, masks
-from . import _transformers_mask
 from ._compact_mask import CompactMask, as_mask
 
 _MINIMUM = "5.4"  # the first whose mask functions are told lengths and offsets
@@ -43,6 +42,8 @@ def register(name: str = "attention_ext") -> None:
         TypeError, ValueError: the name is not a string, or not free.
     """
     interface, mask_interface, masking_utils = _interfaces()
+    from . import _transformers_mask
+
     if not isinstance(name, str):
         raise TypeError(f"name: expected str, got {type(name).__name__}")
     meaningful = [part for part in ("flash", "sdpa", "flex_attention", "/", "|") if part in name]

@@ -232,8 +232,8 @@ def _parts(mask: Mask) -> tuple[Mask, ...]:
 def _meet(a: LoweredMask, b: LoweredMask) -> LoweredMask:
     band = a.band or b.band
     if a.band and b.band:
-        lower = _bound(torch.sym_max, a.band[0], b.band[0])
-        upper = _bound(torch.sym_min, a.band[1], b.band[1])
+        lower = _bound(max, torch.sym_max, a.band[0], b.band[0])
+        upper = _bound(min, torch.sym_min, a.band[1], b.band[1])
         band = [lower, upper, *band[2:]]
     return NO_MASK._replace(
         band=band,
@@ -242,12 +242,15 @@ def _meet(a: LoweredMask, b: LoweredMask) -> LoweredMask:
     )
 
 
-def _bound(choose: Callable[[int, int], int], x: int, y: int) -> int:
+def _bound(
+    choose: Callable[[int, int], int], choose_symbolic: Callable[[Any, Any], Any], x: int, y: int
+) -> int:
     # Plain integers are asked first: torch's compiler should not see a maximum of a size and 2**62.
     for one, other in ((x, y), (y, x)):
         if isinstance(one, int) and abs(one) == UNBOUNDED:
             return other
-    return choose(x, y)
+    # torch.compile knows min and max; outside of it they would fix which of two symbolic sizes is larger.
+    return (choose if isinstance(x, int) and isinstance(y, int) else choose_symbolic)(x, y)
 
 
 def _either(both: Callable[[Tensor, Tensor], Tensor], a: Tensor | None, b: Tensor | None) -> Tensor | None:
