@@ -7,9 +7,10 @@
 // over the queries of a block accumulates its dk and dv; dq of a chunk accumulates over its blocks.
 // Included by kernels.inl.
 
-constexpr int kKeyVectors = 2;    // of lanes per key tile
-constexpr int kGroup = 8;         // rows that are masked, or skipped, together
-constexpr int kQueryChunk = 192;  // rows between two visits of a key tile; a multiple of kGroup
+constexpr int kKeyVectors = 2;  // of lanes per key tile
+constexpr int kGroup = 8;       // rows that are masked, or skipped, together
+constexpr int kSumRows = 64;    // terms of one sum of dk and dv
+constexpr int kMaxChunk = 192;  // rows between two visits of a key tile; more gain nothing
 
 template <class E>
 class AttentionBackward {
@@ -37,17 +38,18 @@ class AttentionBackward {
   const bool plain_;  // nothing between the products but the scale, exp and the map
   const A scale_;
   const int D_, Dv_;
+  const int query_chunk_;  // a multiple of kSumRows
   int64_t b_ = 0, hkv_ = 0, h_ = 0, chunk_ = 0;
   Range keys_{0, 0};
   ChunkDq<A> dq_;
   bool keys_finite_ = true;
   Lane<E>*kt_, *vt_;                  // [kTiles][steps of D or Dv][kTile]
   A *dkt_, *dvt_;                     // [kTiles][D or Dv][kTile]
-  A *weights_, *ds_, *cap_;           // [kQueryChunk][kTile]
-  Lane<E>*weight_lanes_, *ds_lanes_;  // [steps of kQueryChunk][kTile]
-  Scalar<E>* ds_rows_;                // [kQueryChunk][kTile]
+  A *weights_, *ds_, *cap_;           // [query_chunk_][kTile]
+  Lane<E>*weight_lanes_, *ds_lanes_;  // [steps of query_chunk_][kTile]
+  Scalar<E>* ds_rows_;                // [query_chunk_][kTile]
   Scalar<E>* key_copy_ = nullptr;     // [kKeyBlock][dq_width]
-  uint64_t *maps_, *kept_;            // [kQueryChunk] row maps over the key block
+  uint64_t *maps_, *kept_;            // [query_chunk_] row maps over the key block
   QuerySide<E> queries_;
   QueryRows<E> rows_;  // of the chunk of queries
   Rows<E> k_down_;     // keys for products along the keys
@@ -62,14 +64,17 @@ class AttentionBackward {
         scale_(static_cast<A>(p.score.scale)),
         D_(static_cast<int>(p.D)),
         Dv_(static_cast<int>(p.Dv)),
+        query_chunk_(rows_in_cache(int64_t{2 * sizeof(A)} * kKeyBlock * (p.D + p.Dv),
+                                   int64_t{sizeof(A)} * (2 * p.D + p.Dv + 2 * kTile), kSumRows,
+                                   kMaxChunk)),
         queries_(p, arena) {
     kt_ = arena.take<Lane<E>>(kKeyBlock * steps<E>(D_));
     vt_ = arena.take<Lane<E>>(kKeyBlock * steps<E>(Dv_));
     dkt_ = arena.take<A>(kKeyBlock * D_);
     dvt_ = arena.take<A>(kKeyBlock * Dv_);
-    weights_ = arena.take<A>(kQueryChunk * kTile);
-    ds_ = arena.take<A>(kQueryChunk * kTile);
-    cap_ = p.score.softcap != 0 ? arena.take<A>(kQueryChunk * kTile) : nullptr;
+    weights_ = arena.take<A>(query_chunk_ * kTile);
+    ds_ = arena.take<A>(query_chunk_ * kTile);
+    cap_ = p.score.softcap != 0 ? arena.take<A>(query_chunk_ * kTile) : nullptr;
     // dq needs whole vectors of key columns.
     if (p.dq && (kPair<E> > 1 || !has_natural_rows<E>(p.key, D_) || !has_close_rows(p.key, D_) ||
                  D_ % W != 0))
@@ -78,12 +83,12 @@ class AttentionBackward {
       weight_lanes_ = weights_;
       ds_lanes_ = ds_rows_ = ds_;
     } else {
-      weight_lanes_ = arena.take<Lane<E>>(steps<E>(kQueryChunk) * kTile);
-      ds_lanes_ = arena.take<Lane<E>>(steps<E>(kQueryChunk) * kTile);
-      ds_rows_ = arena.take<Scalar<E>>(kQueryChunk * kTile);
+      weight_lanes_ = arena.take<Lane<E>>(steps<E>(query_chunk_) * kTile);
+      ds_lanes_ = arena.take<Lane<E>>(steps<E>(query_chunk_) * kTile);
+      ds_rows_ = arena.take<Scalar<E>>(query_chunk_ * kTile);
     }
-    maps_ = arena.take<uint64_t>(kQueryChunk);
-    kept_ = p.dropout.active() ? arena.take<uint64_t>(kQueryChunk) : nullptr;
+    maps_ = arena.take<uint64_t>(query_chunk_);
+    kept_ = p.dropout.active() ? arena.take<uint64_t>(query_chunk_) : nullptr;
   }
 
   void run_item(int64_t item) {
@@ -131,9 +136,9 @@ class AttentionBackward {
         if (p_.alibi_slopes)
           slope_ =
               static_cast<A>(load_scalar(p_.alibi_slopes.at(b_, h_, 0), p_.alibi_slopes.dtype));
-        for (int64_t i = rows.begin; i < rows.end; i += kQueryChunk) {
+        for (int64_t i = rows.begin; i < rows.end; i += query_chunk_) {
           rows_ = queries_.at(g, i);
-          run_queries({i, min64(i + kQueryChunk, rows.end)}, dq_.data + g * dq_.head);
+          run_queries({i, min64(i + query_chunk_, rows.end)}, dq_.data + g * dq_.head);
         }
         if (p_.alibi_partial) alibi_sum(h_) += dslope_;
       }
@@ -194,7 +199,7 @@ class AttentionBackward {
   // One chunk of queries of head h_ against every tile of the key block.
   void run_queries(Range rows, A* dq_head) {
     const int n = static_cast<int>(rows.end - rows.begin);
-    Kind kinds[kQueryChunk / kGroup];
+    Kind kinds[kMaxChunk / kGroup];
     if (!map_rows(rows, kinds)) return;
     const int64_t first = (b_ * p_.Hq + h_) * p_.Lq + rows.begin;
     lse_ = static_cast<const A*>(p_.row_lse) + first;
@@ -202,7 +207,7 @@ class AttentionBackward {
     delta_ = static_cast<const A*>(p_.row_delta) + first;
     row_finite_ = p_.row_finite + first;
     for (int t = 0; keys_.begin + t * kTile < keys_.end; ++t) {
-      Kind tile_kinds[kQueryChunk / kGroup];
+      Kind tile_kinds[kMaxChunk / kGroup];
       for (int g = 0; g * kGroup < n; ++g)
         tile_kinds[g] =
             kinds[g] == Kind::kPartial ? tile_kind(t, g, min64(n, (g + 1) * kGroup)) : kinds[g];
@@ -424,14 +429,17 @@ class AttentionBackward {
   // dv += p^T dout, dk += ds^T q, dq += ds k
   void accumulate(int t, int64_t first_row, int a, int e, A* dq_head) {
     if constexpr (kPair<E> > 1) pack_products(t, a, e);
-    const int64_t lanes = a / kPair<E> * kTile;
-    if (p_.dv)
-      accumulate_lanes<E, NV>(weight_lanes_ + lanes, kTile,
-                              rows_.dout_down.data + a * rows_.dout_down.ld, rows_.dout_down.ld,
-                              e - a, Dv_, nullptr, dvt_ + t * kTile * Dv_);
-    if (p_.dk)
-      accumulate_lanes<E, NV>(ds_lanes_ + lanes, kTile, rows_.q_down.data + a * rows_.q_down.ld,
-                              rows_.q_down.ld, e - a, D_, nullptr, dkt_ + t * kTile * D_);
+    for (int i = a, end; i < e; i = end) {
+      end = static_cast<int>(min64(e, (i / kSumRows + 1) * kSumRows));
+      const int64_t lanes = i / kPair<E> * kTile;
+      const Rows<E> q = rows_.q_down, dout = rows_.dout_down;
+      if (p_.dv)
+        accumulate_lanes<E, NV>(weight_lanes_ + lanes, kTile, dout.data + i * dout.ld, dout.ld,
+                                end - i, Dv_, nullptr, dvt_ + t * kTile * Dv_);
+      if (p_.dk)
+        accumulate_lanes<E, NV>(ds_lanes_ + lanes, kTile, q.data + i * q.ld, q.ld, end - i, D_,
+                                nullptr, dkt_ + t * kTile * D_);
+    }
     if (p_.dq) {
       const int n = static_cast<int>(min64(kTile, keys_.end - keys_.begin - t * kTile));
       const auto* keys = reinterpret_cast<const Lane<E>*>(k_down_.data + t * kTile * k_down_.ld);

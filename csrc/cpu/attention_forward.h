@@ -5,7 +5,7 @@
 // reduction, keys and values are read where they lie, and the heads of a group share them. Included
 // by kernels.inl.
 
-constexpr int kTilesPerItem = 4;
+constexpr int kMaxTilesPerItem = 4;  // that share a block of keys; more gain nothing
 
 template <class E>
 struct RowTile {
@@ -79,7 +79,10 @@ class AttentionForward {
         scale_(static_cast<A>(std::abs(p.score.scale))),
         unit_(plain_ ? scale_ : A(1)),
         rows_(p.group() * p.Lq) {
-    tiles_per_item_ = static_cast<int>(min64(kTilesPerItem, (rows_ + kTileLanes - 1) / kTileLanes));
+    const int64_t row_bytes = sizeof(A) * (p.D + p.Dv);
+    const int most =
+        rows_in_cache(kKeyBlock * row_bytes, kTileLanes * row_bytes, 1, kMaxTilesPerItem);
+    tiles_per_item_ = static_cast<int>(min64(most, (rows_ + kTileLanes - 1) / kTileLanes));
     blocks_ = tiles_per_item_ ? (rows_ + rows_per_item() - 1) / rows_per_item() : 0;
     tiles_ = arena.take<RowTile<E>>(tiles_per_item_);
     Lane<E>* q = arena.take<Lane<E>>(tiles_per_item_ * steps<E>(p.D) * kTileLanes);
@@ -152,8 +155,9 @@ class AttentionForward {
   }
 
   void visit_blocks(Range keys, int tiles) {
-    // Row maps read whole stored words when the blocks are aligned to them.
-    if (p_.mask.bits) keys.begin = keys.begin / kKeyBlock * kKeyBlock;
+    // At fixed places, so that results don't depend on the rows that share an item; and row maps
+    // read whole stored words.
+    keys.begin = keys.begin / kKeyBlock * kKeyBlock;
     for (int64_t j = keys.begin; j < keys.end; j += kKeyBlock) {
       const Range next{j + kKeyBlock, min64(j + 2 * kKeyBlock, keys.end)};
       prefetch_rows(p_.key, b_, hkv_, next, p_.D);

@@ -12,6 +12,7 @@ namespace {
 #include "cpu/storage.h"
 #include "cpu/operand_rows.h"
 #include "cpu/tile_gemm.h"
+#include "cpu/blocks.h"
 #include "cpu/attention_common.h"
 #include "cpu/attention_forward.h"
 #include "cpu/attention_backward_plan.h"

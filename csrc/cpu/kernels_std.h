@@ -12,4 +12,5 @@
 
 #include "core/params.h"
 #include "cpu/arena.h"
+#include "cpu/cpu_info.h"
 #include "cpu/kernels.h"
