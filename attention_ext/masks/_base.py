@@ -387,8 +387,11 @@ class Complement(_Compound):
         return self._rule() is not None
 
     def _rule(self) -> Rule | None:
-        """A half-plane's other half."""
+        """A half-plane's other half, or what De Morgan makes of a union or intersection of such."""
         rule = self.mask._rule()
+        if rule is None and isinstance(self.mask, (Union, Intersection)):
+            other = Intersection if isinstance(self.mask, Union) else Union
+            return other([~part for part in self.mask.parts])._rule()
         if rule is None or rule.dilated:
             return None
         if _unbounded(rule.lower) and not _unbounded(rule.upper):

@@ -74,9 +74,7 @@ def _evaluate(fn: MaskMod, b: int, h: int, queries: Tensor, keys: Tensor) -> Ten
     return allowed
 
 
-def _tiles(
-    rows: Callable[[int, int, Tensor], Tensor], B: int, H: int, Lq: int, Lk: int
-) -> TileArrays:
+def _tiles(rows: Callable[[int, int, Tensor], Tensor], B: int, H: int, Lq: int, Lk: int) -> TileArrays:
     """The table of what rows(b, h, queries), bool (queries, Lk), says of 64 queries at a time."""
     pack = torch.ops.attention_ext._pack_mask_bits.default
     query_tiles, key_tiles = -(-Lq // TILE), -(-Lk // TILE)

@@ -33,9 +33,7 @@ class Packed(Mask):
         cu_seqlens_k: Tensor | Sequence[int] | None = None,
     ) -> None:
         if mask is not None and not isinstance(mask, Mask):
-            raise TypeError(
-                f"mask: expected one of attention_ext.masks or None, got {type(mask).__name__}"
-            )
+            raise TypeError(f"mask: expected one of attention_ext.masks or None, got {type(mask).__name__}")
         starts_q = check_cu_seqlens("cu_seqlens_q", cu_seqlens_q)
         starts_k = starts_q
         if cu_seqlens_k is not None:

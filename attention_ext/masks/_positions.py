@@ -77,9 +77,7 @@ class Documents(Mask):
     query_ids: Tensor | None
     alignment: str
 
-    def __init__(
-        self, ids: Tensor, query_ids: Tensor | None = None, alignment: str = "bottom_right"
-    ) -> None:
+    def __init__(self, ids: Tensor, query_ids: Tensor | None = None, alignment: str = "bottom_right") -> None:
         _check_ids("ids", ids)
         if query_ids is not None:
             _check_ids("query_ids", query_ids)
@@ -113,7 +111,9 @@ class Documents(Mask):
     def _allowed(self, i: Tensor, j: Tensor, Lq: int, Lk: int) -> Tensor:
         ids = torch.atleast_2d(self.ids)
         if ids.shape[1] != Lk:
-            raise ValueError(f"mask: expected Documents of {Lk} keys, got ids of shape {tuple(self.ids.shape)}")
+            raise ValueError(
+                f"mask: expected Documents of {Lk} keys, got ids of shape {tuple(self.ids.shape)}"
+            )
         if self.query_ids is None:
             position = i[:, 0] + (Lk - Lq if self.alignment == "bottom_right" else 0)
             queries = ids[:, position.clamp(0, max(Lk - 1, 0))] if Lk else ids.new_zeros(ids.shape[0], len(i))

@@ -32,9 +32,7 @@ def count_bits(words: Tensor) -> Tensor:
     return count
 
 
-def plot_table(
-    block_table: list[Tensor], Lq: int, Lk: int, b: int, h: int, axes: Any, title: str
-) -> Any:
+def plot_table(block_table: list[Tensor], Lq: int, Lk: int, b: int, h: int, axes: Any, title: str) -> Any:
     from matplotlib import pyplot
     from matplotlib.colors import ListedColormap
     from matplotlib.patches import Patch

@@ -74,7 +74,8 @@ void for_each_case(const Check& check) {
         if (kind & 1) c.offsets = {0, 7, -11};
         if (kind & 2) c.lengths = {0, Lk, random.below(Lk + 1)};
         if (kind & 4) add_bits(c, random, static_cast<int>(random.below(8)));
-        if (kind & 8) c.mask.dilation = 1 + random.below(70), c.mask.phase = random.below(c.mask.dilation);
+        if (kind & 8)
+          c.mask.dilation = 1 + random.below(70), c.mask.phase = random.below(c.mask.dilation);
         c.point();
         check(c, random);
       }
