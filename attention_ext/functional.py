@@ -43,14 +43,14 @@ def attention(
 
     Args:
         query: (B, Hq, Lq, D), float32, float64, bfloat16 or float16, any strides. The three may come without
-            B, (H, L, D), or without B and H, (L, D); the results are then without them too. All three may be
-            nested tensors of layout torch.jagged, of one batch size, L different in each row; the mask acts
-            inside each row, without bias, and the results are nested.
+            B, (H, L, D), or without B and H, (L, D); the results are then without them too.
+            All three may be nested tensors of layout torch.jagged, L different in each row: the mask then
+            acts inside each row, bias is None, and the results are nested.
         key: (B, Hkv, Lk, D). Hkv divides Hq; query head h reads key head h // (Hq / Hkv), as in grouped-query
             attention (Ainslie et al. 2023, arXiv:2305.13245).
         value: (B, Hkv, Lk, Dv).
-        mask: one of `attention_ext.masks`, or several joined by &, | and ~. A query that sees no key has output 0 and
-            gradients 0. A key or value, NaN included, never reaches a query that doesn't see it.
+        mask: one of `attention_ext.masks`, or several joined by &, | and ~. A query that sees no key has
+            output 0 and gradients 0. A key or value, NaN included, never reaches a query that doesn't see it.
         bias: broadcastable to (B, Hq, Lq, Lk), in query's dtype or float32; -inf counts as masked. Its
             gradient has its own shape, and nothing larger is made on the way.
         scale: None is D**-0.5.

@@ -1,8 +1,9 @@
 """Masks: which query may attend to which key.
 
 A mask is an immutable value. `mask.dense(Lq, Lk)` shows it as a bool tensor, `a & b` allows what both allow,
-`a | b` what any of them allows, `~a` the rest, and `mask.lower(...)` turns it into the six arguments that the operators take, `LoweredMask`, without building
-an Lq x Lk tensor that the mask does not hold already. Tensors inside compare by identity and version.
+`a | b` what any of them allows, `~a` the rest, and `mask.lower(...)` turns it into the six arguments that the
+operators take, `LoweredMask`, without building an Lq x Lk tensor that the mask does not hold already. Tensors
+inside compare by identity and version.
 
 Positions: query i stands at i' = i + Lk - Lq (bottom right: the last query at the last key), or at i' = i
 with alignment="top_left"; key j stands at j. KeyLengths, KeyPadding, Blocks, Dense and from_function index

@@ -83,8 +83,8 @@ class SlidingWindow(_Band):
 class Strided(_Band):
     """Every stride-th key, counted from the query's position: (i' - j) % stride == 0.
 
-    One of the two patterns of the Sparse Transformer (Child et al. 2019, arXiv:1904.10509). stride: a positive
-    integer. alignment: as in Causal. Raises TypeError or ValueError for anything else.
+    One of the two patterns of the Sparse Transformer (Child et al. 2019, arXiv:1904.10509). stride: a
+    positive integer. alignment: as in Causal. Raises TypeError or ValueError for anything else.
     """
 
     _plain_fields = ("stride", "alignment")

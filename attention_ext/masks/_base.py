@@ -77,10 +77,11 @@ class Mask:
         raise AttributeError(f"{type(self).__name__} is immutable: cannot delete {name!r}")
 
     def _child_names(self) -> Sequence[str]:
-        return self._tensor_fields
+        # The last of the tensors may be None, which pytree functions would take for a leaf.
+        return [name for name in self._tensor_fields if getattr(self, name) is not None]
 
     def _flatten(self) -> tuple[list[Any], list[Any]]:
-        children = [getattr(self, name) for name in self._tensor_fields]
+        children = [getattr(self, name) for name in self._child_names()]
         # Lists, not tuples: what torch.export.save writes as JSON comes back as lists.
         plain = [getattr(self, name) for name in self._plain_fields]
         return children, [list(x) if isinstance(x, tuple) else x for x in plain]
@@ -93,8 +94,7 @@ class Mask:
         return mask
 
     def _tensors(self) -> list[Tensor]:
-        tensors = [getattr(self, name) for name in self._tensor_fields]
-        return [t for t in tensors if t is not None]
+        return [getattr(self, name) for name in self._child_names()]
 
     def _versions(self) -> list[int | None]:
         return [_version(tensor) for tensor in self._tensors()]
@@ -117,8 +117,9 @@ class Mask:
 
     def __setstate__(self, state: tuple[Sequence[Any], Sequence[Any]]) -> None:
         names = (*self._tensor_fields, *self._plain_fields)
+        absent = [None] * (len(self._tensor_fields) - len(state[0]))
         plain = [tuple(x) if isinstance(x, list) else x for x in state[1]]
-        self._set(**dict(zip(names, (*state[0], *plain), strict=True)))
+        self._set(**dict(zip(names, (*state[0], *absent, *plain), strict=True)))
 
     def __repr__(self) -> str:
         fields = [
@@ -129,7 +130,7 @@ class Mask:
     def to(self, device: torch.device | str | int) -> Mask:
         """The same mask with its tensors on `device`; itself where they are there already."""
         children, plain = self._flatten()
-        moved = [child if child is None else child.to(device) for child in children]
+        moved = [child.to(device) for child in children]
         if all(a is b for a, b in zip(children, moved, strict=True)):
             return self
         return self._unflatten(moved, plain)

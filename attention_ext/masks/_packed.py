@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ._band import SlidingWindow
 from ._base import Mask
-from ._lowering import BAND, PACKED, UNBOUNDED, Program
+from ._lowering import PACKED, Program
 from ._positions import check_cu_seqlens
 
 
@@ -22,7 +23,7 @@ class Packed(Mask):
     """
 
     _tensor_fields = ("mask", "cu_seqlens_q", "cu_seqlens_k")
-    mask: Mask | None
+    mask: Mask
     cu_seqlens_q: Tensor
     cu_seqlens_k: Tensor
 
@@ -32,7 +33,8 @@ class Packed(Mask):
         cu_seqlens_q: Tensor | Sequence[int],
         cu_seqlens_k: Tensor | Sequence[int] | None = None,
     ) -> None:
-        if mask is not None and not isinstance(mask, Mask):
+        mask = SlidingWindow(None, None) if mask is None else mask
+        if not isinstance(mask, Mask):
             raise TypeError(f"mask: expected one of attention_ext.masks or None, got {type(mask).__name__}")
         starts_q = check_cu_seqlens("cu_seqlens_q", cu_seqlens_q)
         starts_k = starts_q
@@ -46,8 +48,7 @@ class Packed(Mask):
         self._set(mask=mask, cu_seqlens_q=starts_q, cu_seqlens_k=starts_k)
 
     def _tensors(self) -> list[Tensor]:
-        inside = self.mask._tensors() if isinstance(self.mask, Mask) else []
-        return [*inside, self.cu_seqlens_q, self.cu_seqlens_k]
+        return [*self.mask._tensors(), self.cu_seqlens_q, self.cu_seqlens_k]
 
     def _key(self) -> tuple:
         return (self.mask, *super()._key())
@@ -66,10 +67,8 @@ class Packed(Mask):
         rows = []
         for s in range(len(q) - 1):
             lengths = q[s + 1] - q[s], k[s + 1] - k[s]
-            inside = torch.ones(1, 1, *lengths, dtype=torch.bool, device=i.device)
-            if self.mask is not None:
-                inside = self.mask.dense(*lengths)
-                inside = inside[min(s, inside.shape[0] - 1)][None].expand(1, -1, *lengths)
+            inside = self.mask.dense(*lengths)
+            inside = inside[min(s, inside.shape[0] - 1)][None].expand(1, -1, *lengths)
             rows.append(torch.nn.functional.pad(inside, (k[s], Lk - k[s + 1])))
         heads = max((row.shape[1] for row in rows), default=1)
         rows = [row.expand(1, heads, -1, -1) for row in rows]
@@ -77,8 +76,5 @@ class Packed(Mask):
         return allowed[:, :, i[:, 0]]
 
     def _emit(self, program: Program) -> None:
-        if self.mask is None:
-            program.add(BAND, -UNBOUNDED, UNBOUNDED, 1, 0, True)
-        else:
-            self.mask._emit(program)
+        self.mask._emit(program)
         program.add(PACKED, self.cu_seqlens_q, self.cu_seqlens_k)

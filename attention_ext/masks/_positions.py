@@ -92,8 +92,8 @@ class Documents(Mask):
     ) -> Documents:
         """Documents one after the other: number n reaches from cu_seqlens[n] to cu_seqlens[n + 1].
 
-        cu_seqlens: integers, 0 first, none smaller than the one before. cu_seqlens_k: the same for keys, where
-        they are cut differently; cu_seqlens is then about queries. Raises ValueError for anything else.
+        cu_seqlens: integers, 0 first, none smaller than the one before. cu_seqlens_k: the same for keys,
+        where they are cut differently; cu_seqlens is then about queries. Raises ValueError for anything else.
         """
         ids = _ids_of("cu_seqlens", cu_seqlens)
         if cu_seqlens_k is None:

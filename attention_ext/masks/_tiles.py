@@ -55,7 +55,7 @@ def plot_table(block_table: list[Tensor], Lq: int, Lk: int, b: int, h: int, axes
 
 
 def tile_kinds(block_table: list[Tensor], b: int = 0, h: int = 0) -> Tensor:
-    """Of each tile (query tile, key tile) of one row of the batch and one head: 0 skipped, 1 partial, 2 full."""
+    """(query tiles, key tiles) of one row of the batch and one head: 0 skipped, 1 partial, 2 full."""
     _, row_start, entries, column_start, _, _ = block_table
     start = row_start[min(b, row_start.shape[0] - 1), min(h, row_start.shape[1] - 1)]
     chosen = entries[int(start[0]) : int(start[-1])].long()
