@@ -217,3 +217,17 @@ def test_tables_are_built_where_values_are_known():
         pytest.raises(NotImplementedError, match="_build_block_table: what it makes depends on values"),
     ):
         library.build_block_table([torch.tensor([8, 1, -1, 1])], 4, 4)
+
+
+def test_nothing_of_a_trace_stays_behind():
+    query, key = query_key()
+    mask = Documents(torch.arange(9) // 4) | Global(1)
+    torch.vmap(lambda q: attend(q, key, mask))(torch.randn(2, *query.shape))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        attend(torch.empty(query.shape), torch.empty(key.shape), mask)
+        attend(torch.empty(query.shape), torch.empty(key.shape), Causal() | Global(1))
+    for each in (mask, Causal() | Global(1)):
+        table = each.lower(2, 4, 5, 9, CPU).block_table
+        assert len(table) == 6
+        assert all(type(t) is torch.Tensor for t in table)
+        torch.testing.assert_close(attend(query, key, each), attend(query, key, Dense(each.dense(5, 9))))

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._ops.transforms import register_pytree_class
+from .._ops.transforms import register_pytree_class, transforms_active
 from . import _lowering, _tiles
-from ._lowering import NO_MASK, UNBOUNDED, LoweredMask, Program, fitting_table, lower_program, meet
+from ._lowering import NO_MASK, UNBOUNDED, LoweredMask, Program, lower_program, meet
 
 _DENSITY_CHUNK = 2**24  # pairs looked at together
 
@@ -232,8 +232,9 @@ class Mask:
                 lowered = self._lower(B, Hq, Lq, Lk)
         else:
             lowered = self._lower(B, Hq, Lq, Lk)
-        if all(type(part) is Tensor for part in lowered if isinstance(part, Tensor)):
-            # not a fake tensor: it must not outlive the tracing it belongs to
+        made = [t for t in (*lowered[1:5], *lowered.block_table) if t is not None]
+        if all(type(t) is Tensor for t in made) and not (lowered.block_table and transforms_active()):
+            # No fake tensor: it must not outlive the tracing it belongs to. No table that is yet to be built.
             object.__setattr__(self, "_cache", (key, lowered))
         return lowered
 
@@ -243,7 +244,7 @@ class Mask:
             return NO_MASK._replace(band=rule.band(Lq, Lk))
         program = Program()
         self._emit(program)
-        return NO_MASK._replace(block_table=fitting_table(lower_program(program, Lq, Lk), B, Hq))
+        return NO_MASK._replace(block_table=lower_program(program, Lq, Lk, B, Hq))
 
     def _rule(self) -> Rule | None:
         """The mask as a band, if it is one for all sizes."""

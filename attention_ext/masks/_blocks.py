@@ -11,7 +11,7 @@ from torch import Tensor
 from . import _function
 from ._band import check_positive
 from ._base import Mask
-from ._lowering import BLOCKS, NO_MASK, TABLE, LoweredMask, Program, fitting_table, stored_table
+from ._lowering import BLOCKS, NO_MASK, TABLE, LoweredMask, Program, check_heads, stored_table
 from ._tensor import check_tensor
 
 
@@ -123,7 +123,9 @@ class Tiles(Mask):
 
     def _lower(self, B: int, Hq: int, Lq: int, Lk: int) -> LoweredMask:
         self._check_sizes(Lq, Lk)
-        return NO_MASK._replace(block_table=fitting_table(stored_table(self._tensors(), Lq, Lk), B, Hq))
+        table = stored_table(self._tensors(), Lq, Lk)
+        check_heads(table, B, Hq)
+        return NO_MASK._replace(block_table=table)
 
     def _emit(self, program: Program) -> None:
         program.add(TABLE, *self._tensors(), self.Lq, self.Lk)

@@ -58,8 +58,13 @@ class Program:
         return [torch.tensor(self.code, dtype=torch.int64), *self.arrays]
 
 
-def lower_program(program: Program, Lq: int, Lk: int) -> list[Tensor]:
-    """The block_table of a program: with the table built where sizes and tensors have values."""
+def lower_program(
+    program: Program, Lq: int, Lk: int, B: int | None = None, Hq: int | None = None
+) -> list[Tensor]:
+    """The block_table of a program: with the table built where sizes and tensors have values.
+
+    Raises ValueError if what the program holds does not fit the sizes; B or Hq None = any.
+    """
     if (
         torch.compiler.is_compiling()
         or transforms_active()
@@ -67,13 +72,15 @@ def lower_program(program: Program, Lq: int, Lk: int) -> list[Tensor]:
         or not all(type(t) is Tensor for t in program.arrays)
     ):
         return program.block_table()
-    if not program.arrays:
+    code = torch.tensor(program.code, dtype=torch.int64)
+    if type(code) is not Tensor:  # a fake one, which must not outlive the tracing it belongs to
+        return program.block_table()
+    if program.arrays:
+        table = _build([code, *program.arrays], Lq, Lk)
+    else:
         table = _table_without_arrays(tuple(program.code), Lq, Lk)
-        if all(type(t) is Tensor for t in table):
-            return table
-        _table_without_arrays.cache_clear()  # a fake tensor must not outlive the tracing it belongs to
-        return table
-    return _build(program.block_table(), Lq, Lk)
+    check_heads(table, B, Hq)
+    return table
 
 
 @lru_cache(maxsize=64)
@@ -82,8 +89,6 @@ def _table_without_arrays(code: tuple[int, ...], Lq: int, Lk: int) -> list[Tenso
 
 
 def _build(block_table: list[Tensor], Lq: int, Lk: int) -> list[Tensor]:
-    if not all(type(t) is Tensor for t in block_table):
-        return block_table
     with torch.inference_mode(False):  # what is made in inference mode cannot serve in training later
         try:
             parts = torch.ops.attention_ext._build_block_table.default(block_table, Lq, Lk)
@@ -92,15 +97,11 @@ def _build(block_table: list[Tensor], Lq: int, Lk: int) -> list[Tensor]:
         return stored_table(parts, Lq, Lk)
 
 
-def fitting_table(block_table: list[Tensor], B: int, Hq: int) -> list[Tensor]:
-    """The same block_table. Raises ValueError if it is a built one of another batch size or head count."""
-    if len(block_table) == 6 and type(B) is int and type(Hq) is int:
-        own = block_table[1].shape[:2]
-        if own[0] not in (1, B) or own[1] not in (1, Hq):
-            raise ValueError(
-                f"mask: expected batch size {B} or 1 and {Hq} heads or 1, got {own[0]} and {own[1]}"
-            )
-    return block_table
+def check_heads(table: list[Tensor], B: int | None, Hq: int | None) -> None:
+    """Raises ValueError if a built table has another batch size or number of heads."""
+    own = table[1].shape[:2]
+    if B is not None and Hq is not None and (own[0] not in (1, B) or own[1] not in (1, Hq)):
+        raise ValueError(f"mask: expected batch size {B} or 1 and {Hq} heads or 1, got {own[0]} and {own[1]}")
 
 
 def stored_table(parts: list[Tensor], Lq: int, Lk: int) -> list[Tensor]:
