@@ -211,7 +211,7 @@ class Mask:
     def lower(self, B: int, Hq: int, Lq: int, Lk: int, device: torch.device) -> LoweredMask:
         """The operators' arguments for attention of these sizes, which may be symbolic, on this device.
 
-        What is computed from tensors is kept on the mask until one of them changes.
+        The answer is kept on the mask until a tensor inside changes, or another size is asked for.
         Raises ValueError if the tensors don't fit the sizes or stand on another device.
         """
         tensors = self._tensors()
@@ -219,7 +219,7 @@ class Mask:
             if tensor.device != device:
                 where = f"on the query's device {device}, got {tensor.device}"
                 raise ValueError(f"mask: expected tensors {where}; mask.to(device) moves them")
-        if not tensors or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
             return self._lower(B, Hq, Lq, Lk)
         key = (B, Hq, Lq, Lk, *self._versions())
         cache = self._cache
