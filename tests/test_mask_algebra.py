@@ -212,6 +212,11 @@ def test_only_what_needs_a_table_goes_into_it():
         assert torch.equal(part, expected)
 
 
+def test_two_dilations_both_count():
+    mask = Strided(90) & Strided(2, "top_left")
+    assert_sees_what_it_says(mask, Shape(1, 2, 1, 70, 200, 4, 4))
+
+
 def test_tables_are_kept():
     mask = Causal() | Global(3)
     table = mask.lower(1, 1, 70, 70, CPU).block_table

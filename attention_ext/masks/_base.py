@@ -242,6 +242,9 @@ class Mask:
         rule = self._rule()
         if rule is not None:
             return NO_MASK._replace(band=rule.band(Lq, Lk))
+        return self._lower_to_table(B, Hq, Lq, Lk)
+
+    def _lower_to_table(self, B: int, Hq: int, Lq: int, Lk: int) -> LoweredMask:
         program = Program()
         self._emit(program)
         return NO_MASK._replace(block_table=lower_program(program, Lq, Lk, B, Hq))
@@ -335,7 +338,7 @@ class Intersection(_Compound):
         apart, rest = self._split()
         lowered = [part._lower(B, Hq, Lq, Lk) for part in apart]
         if rest:
-            lowered.append(Mask._lower(Intersection(rest), B, Hq, Lq, Lk))
+            lowered.append(Intersection(rest)._lower_to_table(B, Hq, Lq, Lk))
         return reduce(meet, lowered)
 
 
