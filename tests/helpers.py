@@ -80,6 +80,10 @@ def random_padding(s: Shape) -> masks.KeyPadding:
     return masks.KeyPadding(random_keep(s.B, s.Lk))
 
 
+def random_blocks(s: Shape) -> masks.Blocks:
+    return masks.Blocks(random_keep(s.B, s.Hq, -(-s.Lq // 40), -(-s.Lk // 24)), (40, 24))
+
+
 # A mask, or None, for a shape. Some leave rows without a key, or keys that nobody sees.
 MASKS: dict[str, Callable[[Shape], masks.Mask | None]] = {
     "none": lambda s: None,
@@ -96,6 +100,9 @@ MASKS: dict[str, Callable[[Shape], masks.Mask | None]] = {
     "dense_queries": lambda s: masks.Dense(random_keep(s.B, 1, s.Lq, 1)),
     "causal_lengths": lambda s: masks.Causal() & random_lengths(s),
     "window_padding": lambda s: masks.SlidingWindow(12, 3) & random_padding(s),
+    "dilated": lambda s: masks.Dilated(None, 3, 3),
+    "table": lambda s: (masks.SlidingWindow(9, 4) | random_blocks(s)) & masks.Causal(),
+    "table_lengths": lambda s: (masks.Strided(2) | masks.Global(1)) & random_lengths(s),
     "everything": lambda s: (
         masks.Causal()
         & masks.SlidingWindow(20, None)

@@ -114,11 +114,11 @@ def lowered_dense(lowered, B, Hq, Lq, Lk):
     i, j = torch.arange(Lq)[:, None], torch.arange(Lk)
     allowed = torch.ones(B, Hq, Lq, Lk, dtype=torch.bool)
     if lowered.band:
-        lower, upper, *reserved = lowered.band
-        assert reserved == [1, 0, 0, 0]
+        lower, upper, dilation, phase, *reserved = lowered.band
+        assert reserved == [0, 0]
         assert -(2**62) <= lower <= 2**62
         assert -(2**62) <= upper <= 2**62
-        allowed &= (j - i >= lower) & (j - i <= upper)
+        allowed &= (j - i >= lower) & (j - i <= upper) & ((j - i - phase) % dilation == 0)
     if lowered.key_lengths is not None:
         assert lowered.key_lengths.dtype == torch.int64
         assert bool(((lowered.key_lengths >= 0) & (lowered.key_lengths <= Lk)).all())
@@ -132,7 +132,8 @@ def lowered_dense(lowered, B, Hq, Lq, Lk):
         allowed &= ((lowered.mask_bits[..., j // 64] >> (j % 64)) & 1).bool()
     assert lowered.band_offset is None
     assert lowered.row_bounds is None
-    assert lowered.block_table == []
+    if lowered.block_table:
+        allowed &= torch.ops.attention_ext._dense_block_table(lowered.block_table, B, Hq, Lq, Lk)
     return allowed
 
 

@@ -2,5 +2,23 @@
 
 from .multihead_attention import MultiheadAttention
 from .replace import ReplacementReport, replace_attention
+from .sparse_attention import (
+    BlockSparseAttention,
+    DilatedAttention,
+    NeighborhoodAttention,
+    SlidingWindowAttention,
+    SparseAttention,
+    StridedAttention,
+)
 
-__all__ = ["MultiheadAttention", "ReplacementReport", "replace_attention"]
+__all__ = [
+    "BlockSparseAttention",
+    "DilatedAttention",
+    "MultiheadAttention",
+    "NeighborhoodAttention",
+    "ReplacementReport",
+    "SlidingWindowAttention",
+    "SparseAttention",
+    "StridedAttention",
+    "replace_attention",
+]

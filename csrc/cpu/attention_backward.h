@@ -7,7 +7,6 @@
 // over the queries of a block accumulates its dk and dv; dq of a chunk accumulates over its blocks.
 // Included by kernels.inl.
 
-constexpr int kKeyVectors = 2;  // of lanes per key tile
 constexpr int kGroup = 8;       // rows that are masked, or skipped, together
 constexpr int kSumRows = 64;    // terms of one sum of dk and dv
 constexpr int kMaxChunk = 192;  // rows between two visits of a key tile; more gain nothing
@@ -17,7 +16,7 @@ class AttentionBackward {
  public:
   using Params = AttentionGradParams;
   using A = Compute<E>;
-  static constexpr int W = kLanes<A>, NV = kKeyVectors, kTile = NV * W, kTiles = kKeyBlock / kTile;
+  static constexpr int W = kLanes<A>, NV = kKeyVectors, kTile = KeySide<E>::kTile;
 
   static Plan plan(const Params& p) {
     Arena arena(nullptr);
@@ -42,17 +41,13 @@ class AttentionBackward {
   int64_t b_ = 0, hkv_ = 0, h_ = 0, chunk_ = 0;
   Range keys_{0, 0};
   ChunkDq<A> dq_;
-  bool keys_finite_ = true;
-  Lane<E>*kt_, *vt_;                  // [kTiles][steps of D or Dv][kTile]
-  A *dkt_, *dvt_;                     // [kTiles][D or Dv][kTile]
   A *weights_, *ds_, *cap_;           // [query_chunk_][kTile]
   Lane<E>*weight_lanes_, *ds_lanes_;  // [steps of query_chunk_][kTile]
   Scalar<E>* ds_rows_;                // [query_chunk_][kTile]
-  Scalar<E>* key_copy_ = nullptr;     // [kKeyBlock][dq_width]
   uint64_t *maps_, *kept_;            // [query_chunk_] row maps over the key block
   QuerySide<E> queries_;
   QueryRows<E> rows_;  // of the chunk of queries
-  Rows<E> k_down_;     // keys for products along the keys
+  KeySide<E> block_;
   const A *lse_ = nullptr, *lse_low_ = nullptr, *delta_ = nullptr;
   const uint8_t* row_finite_ = nullptr;
   A slope_ = 0;
@@ -67,18 +62,11 @@ class AttentionBackward {
         query_chunk_(rows_in_cache(int64_t{2 * sizeof(A)} * kKeyBlock * (p.D + p.Dv),
                                    int64_t{sizeof(A)} * (2 * p.D + p.Dv + 2 * kTile), kSumRows,
                                    kMaxChunk)),
-        queries_(p, arena) {
-    kt_ = arena.take<Lane<E>>(kKeyBlock * steps<E>(D_));
-    vt_ = arena.take<Lane<E>>(kKeyBlock * steps<E>(Dv_));
-    dkt_ = arena.take<A>(kKeyBlock * D_);
-    dvt_ = arena.take<A>(kKeyBlock * Dv_);
+        queries_(p, arena),
+        block_(p, arena) {
     weights_ = arena.take<A>(query_chunk_ * kTile);
     ds_ = arena.take<A>(query_chunk_ * kTile);
     cap_ = p.score.softcap != 0 ? arena.take<A>(query_chunk_ * kTile) : nullptr;
-    // dq needs whole vectors of key columns.
-    if (p.dq && (kPair<E> > 1 || !has_natural_rows<E>(p.key, D_) || !has_close_rows(p.key, D_) ||
-                 D_ % W != 0))
-      key_copy_ = arena.take<Scalar<E>>(kKeyBlock * p.plan.dq_width);
     if constexpr (kPair<E> == 1) {
       weight_lanes_ = weights_;
       ds_lanes_ = ds_rows_ = ds_;
@@ -123,77 +111,28 @@ class AttentionBackward {
 
   void run_block(Range keys) {
     keys_ = keys;
-    memset(dkt_, 0, sizeof(A) * kKeyBlock * D_);
-    memset(dvt_, 0, sizeof(A) * kKeyBlock * Dv_);
+    block_.clear_gradients();
     Range rows = p_.mask.query_range(b_, keys);
     if (!rows.empty()) {
-      const int64_t first = queries_.reach().begin;
-      rows.begin = first + (rows.begin - first) / kPair<E> * kPair<E>;
-      pack_block();
+      rows.begin = rows.begin / kPair<E> * kPair<E>;
+      block_.read(b_, hkv_, keys);
       for (int64_t g = 0; g < p_.group(); ++g) {
         h_ = hkv_ * p_.group() + g;
         dslope_ = 0;
         if (p_.alibi_slopes)
           slope_ =
               static_cast<A>(load_scalar(p_.alibi_slopes.at(b_, h_, 0), p_.alibi_slopes.dtype));
-        for (int64_t i = rows.begin; i < rows.end; i += query_chunk_) {
-          rows_ = queries_.at(g, i);
-          run_queries({i, min64(i + query_chunk_, rows.end)}, dq_.data + g * dq_.head);
+        const auto next = [&](int64_t i) {
+          return p_.mask.next_rows(b_, h_, keys.begin, {i, rows.end}, query_chunk_);
+        };
+        for (Range run = next(rows.begin); !run.empty(); run = next(run.end)) {
+          rows_ = queries_.at(g, run.begin);
+          run_queries(run, dq_.data + g * dq_.head);
         }
         if (p_.alibi_partial) alibi_sum(h_) += dslope_;
       }
     }
-    if (p_.dk) unpack_block(dkt_, D_, p_.dk);
-    if (p_.dv) unpack_block(dvt_, Dv_, p_.dv);
-  }
-
-  // kt[d][key] = k[key][d], vt[d][key] = v[key][d]; lanes behind the last key repeat it and
-  // are not read back.
-  void pack_block() {
-    const char *k[kKeyBlock], *v[kKeyBlock];
-    const int n = static_cast<int>(keys_.end - keys_.begin);
-    for (int j = 0; j < kKeyBlock; ++j) {
-      const int64_t key = keys_.begin + (j < n ? j : n - 1);
-      k[j] = p_.key.at(b_, hkv_, key);
-      v[j] = p_.value.at(b_, hkv_, key);
-    }
-    for (int t = 0; t * kTile < n; ++t) {
-      pack_operands<E>(k + t * kTile, kTile, p_.key, D_, false, kt_ + t * kTile * steps<E>(D_),
-                       kTile);
-      pack_operands<E>(v + t * kTile, kTile, p_.value, Dv_, false, vt_ + t * kTile * steps<E>(Dv_),
-                       kTile);
-    }
-    if (p_.dq) read_keys_down(n);
-  }
-
-  void read_keys_down(int n) {
-    const View& key = p_.key;
-    const char* rows = key.at(b_, hkv_, keys_.begin);
-    const int64_t row_bytes = key.stride[2] * size_of(key.dtype), width = p_.plan.dq_width;
-    if constexpr (kPair<E> > 1) {
-      interleave_rows(rows, row_bytes, key.stride[3], n, D_, key_copy_, width);
-    } else if (key_copy_) {
-      memset(key_copy_, 0, sizeof(Scalar<E>) * n * width);
-      copy_operands<E>(rows, row_bytes, key, n, D_, key_copy_, width);
-    }
-    if (key_copy_)
-      k_down_ = {key_copy_, width};
-    else
-      k_down_ = {reinterpret_cast<const Scalar<E>*>(rows), key.stride[2]};
-    keys_finite_ = operands_finite<E>(k_down_.data, k_down_.ld * kPair<E>,
-                                      static_cast<int>(steps<E>(n)), D_ * kPair<E>);
-  }
-
-  void unpack_block(const A* packed, int columns, const View& out) {
-    A one[kTile];
-    for (A& x : one) x = 1;
-    for (int64_t j = keys_.begin; j < keys_.end; j += kTile) {
-      char* rows[kTile];
-      const int count = static_cast<int>(min64(kTile, keys_.end - j));
-      for (int l = 0; l < count; ++l) rows[l] = out.at(b_, hkv_, j + l);
-      unpack_lanes<A>(packed + (j - keys_.begin) * columns, kTile, one, count, columns, rows,
-                      out.dtype, out.stride[3]);
-    }
+    block_.write_gradients(b_, hkv_, keys);
   }
 
   // One chunk of queries of head h_ against every tile of the key block.
@@ -226,16 +165,17 @@ class AttentionBackward {
   // The row maps of the chunk over the key block, and what they come to per group of rows.
   bool map_rows(Range rows, Kind* kinds) {
     const uint64_t every = bits_between(0, keys_.end - keys_.begin);
+    RowMaps row_maps(p_.mask, b_, keys_.begin);
     bool some = false;
     for (int64_t i = rows.begin; i < rows.end; i += kGroup) {
       const Range group{i, min64(i + kGroup, rows.end)};
       uint64_t* map = maps_ + (i - rows.begin);
       Kind& kind = kinds[(i - rows.begin) / kGroup];
       kind = Kind::kFull;
-      if (!p_.mask.covers(b_, group, keys_)) {
+      if (!p_.mask.covers(b_, {h_, h_ + 1}, group, keys_)) {
         uint64_t any = 0, all = every;
         for (int64_t r = 0; r < group.end - i; ++r) {
-          map[r] = p_.mask.row_map(b_, h_, i + r, keys_.begin) & every;
+          map[r] = row_maps(h_, i + r) & every;
           any |= map[r];
           all &= map[r];
         }
@@ -266,7 +206,7 @@ class AttentionBackward {
 
   // Rows a .. e-1 of the chunk against key tile t.
   void run_tile(int t, int64_t first_row, int a, int e, const Kind* kinds, A* dq_head) {
-    const Lane<E>*kt = kt_ + t * kTile * steps<E>(D_), *vt = vt_ + t * kTile * steps<E>(Dv_);
+    const Lane<E>*kt = block_.k(t), *vt = block_.v(t);
     bool leak_free = true;  // no weight of a masked pair meets a non-finite row
     for (int i = a; i < e; i += kGroup) {
       const int end = static_cast<int>(min64(e, i + kGroup));
@@ -290,7 +230,7 @@ class AttentionBackward {
       });
       if (!plain_) finish_ds(t, first_row, i, end);
       if (plain_ && !partial) continue;
-      leak_free = leak_free && keys_finite_;
+      leak_free = leak_free && block_.finite();
       for (int r = i; r < end; ++r) leak_free = leak_free && row_finite_[r];
     }
     // The last row may share its pair with one that is not of the tile.
@@ -435,15 +375,14 @@ class AttentionBackward {
       const Rows<E> q = rows_.q_down, dout = rows_.dout_down;
       if (p_.dv)
         accumulate_lanes<E, NV>(weight_lanes_ + lanes, kTile, dout.data + i * dout.ld, dout.ld,
-                                end - i, Dv_, nullptr, dvt_ + t * kTile * Dv_);
+                                end - i, Dv_, nullptr, block_.dv(t));
       if (p_.dk)
         accumulate_lanes<E, NV>(ds_lanes_ + lanes, kTile, q.data + i * q.ld, q.ld, end - i, D_,
-                                nullptr, dkt_ + t * kTile * D_);
+                                nullptr, block_.dk(t));
     }
     if (p_.dq) {
       const int n = static_cast<int>(min64(kTile, keys_.end - keys_.begin - t * kTile));
-      const auto* keys = reinterpret_cast<const Lane<E>*>(k_down_.data + t * kTile * k_down_.ld);
-      accumulate_rows<E>(ds_rows_ + a * kTile, kTile, keys, k_down_.ld, e - a, n,
+      accumulate_rows<E>(ds_rows_ + a * kTile, kTile, block_.k_down(t), block_.ld_down(), e - a, n,
                          static_cast<int>(p_.plan.dq_width),
                          dq_head + (first_row + a - dq_.rows.begin) * dq_.width, dq_.width);
     }
@@ -456,7 +395,7 @@ class AttentionBackward {
         const int j = __builtin_ctzll(map) - t * kTile;
         const int64_t i = first_row + r, key = keys_.begin + t * kTile + j;
         const A weight = weights_[r * kTile + j], ds = ds_[r * kTile + j];
-        A *dkt = dkt_ + t * kTile * D_ + j, *dvt = dvt_ + t * kTile * Dv_ + j;
+        A *dkt = block_.dk(t) + j, *dvt = block_.dv(t) + j;
         for (int d = 0; d < Dv_; ++d) dvt[d * kTile] += weight * element(p_.grad_out, h_, i, d);
         for (int d = 0; d < D_; ++d) dkt[d * kTile] += ds * element(p_.query, h_, i, d);
         if (!p_.dq) continue;

@@ -14,10 +14,12 @@ inline ChunkBlocks chunk_blocks(const AttentionGradParams& p, int64_t chunk) {
   return {chunk, blocks, chunks};
 }
 
-// The queries a chunk may reach.
+// The queries a chunk may reach, from an even one on: rows may be taken in pairs.
 inline Range chunk_rows(const AttentionGradParams& p, int64_t b, int64_t chunk) {
   const ChunkBlocks blocks = chunk_blocks(p, chunk);
-  return p.mask.query_range(b, {blocks.first * kKeyBlock, min64(p.Lk, blocks.end * kKeyBlock)});
+  const Range keys{blocks.first * kKeyBlock, min64(p.Lk, blocks.end * kKeyBlock)};
+  const Range rows = p.mask.query_range(b, keys);
+  return {rows.begin / 2 * 2, rows.end};
 }
 
 template <class A>

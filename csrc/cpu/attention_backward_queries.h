@@ -27,7 +27,7 @@ class QuerySide {
     }
   }
 
-  // From row i of head g of the group on. Pairs of rows begin at even distances from reach().begin.
+  // From row i of head g of the group on. Pairs begin at even rows.
   QueryRows<E> at(int64_t g, int64_t i) const {
     const int64_t skipped = i - reach_.begin;
     QueryRows<E> rows = heads_[g];

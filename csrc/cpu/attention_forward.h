@@ -158,11 +158,16 @@ class AttentionForward {
     // At fixed places, so that results don't depend on the rows that share an item; and row maps
     // read whole stored words.
     keys.begin = keys.begin / kKeyBlock * kKeyBlock;
-    for (int64_t j = keys.begin; j < keys.end; j += kKeyBlock) {
-      const Range next{j + kKeyBlock, min64(j + 2 * kKeyBlock, keys.end)};
-      prefetch_rows(p_.key, b_, hkv_, next, p_.D);
-      prefetch_rows(p_.value, b_, hkv_, next, p_.Dv);
-      visit_block({j, min64(j + kKeyBlock, keys.end)}, tiles);
+    const Range rows{tiles_[0].rows.begin, tiles_[tiles - 1].rows.end};
+    const auto next = [&](int64_t j) {
+      const int64_t begin = p_.mask.next_keys(b_, heads(), rows, j);
+      return Range{begin, min64(begin + kKeyBlock, keys.end)};
+    };
+    for (Range block = next(keys.begin), after; !block.empty(); block = after) {
+      after = next(block.end);
+      prefetch_rows(p_.key, b_, hkv_, after, p_.D);
+      prefetch_rows(p_.value, b_, hkv_, after, p_.Dv);
+      visit_block(block, tiles);
     }
   }
 
@@ -190,6 +195,8 @@ class AttentionForward {
     return {value_block_, p_.Dv};
   }
 
+  Range heads() const { return {hkv_ * p_.group(), (hkv_ + 1) * p_.group()}; }
+
   void visit_block(Range block, int tiles) {
     const Rows<E> k = read_keys(block), v = values_ = read_values(block);
     value_rows_ = static_cast<int>(steps<E>(block.end - block.begin));
@@ -215,23 +222,31 @@ class AttentionForward {
 
   enum class Kind { kSkip, kFull, kPartial };
 
-  Kind map_lanes(const RowTile<E>& tile, Range keys) {
-    if (p_.mask.covers(b_, tile.rows, keys)) return Kind::kFull;
+  // Narrows the keys to those that some lane sees, and sets the lanes' maps over them.
+  Kind map_lanes(const RowTile<E>& tile, Range& keys) {
+    if (p_.mask.covers(b_, heads(), tile.rows, keys)) return Kind::kFull;
+    RowMaps row_maps(p_.mask, b_, keys.begin);
+    uint64_t map[kTileLanes], any = 0, all = ~uint64_t{0};
     const uint64_t every = bits_between(0, keys.end - keys.begin);
-    uint64_t any = 0, all = every;
     for (int lane = 0; lane < tile.vectors * W; ++lane) {
-      const uint64_t map = p_.mask.row_map(b_, tile.h[lane], tile.i[lane], keys.begin) & every;
-      any |= map;
-      all &= map;
-      maps_->set(lane, map);
+      map[lane] = row_maps(tile.h[lane], tile.i[lane]) & every;
+      any |= map[lane];
+      all &= map[lane];
     }
-    return !any ? Kind::kSkip : all == every ? Kind::kFull : Kind::kPartial;
+    if (!any) return Kind::kSkip;
+    const int first = __builtin_ctzll(any) / kPair<E> * kPair<E>, last = 63 - __builtin_clzll(any);
+    keys = {keys.begin + first, keys.begin + last + 1};
+    if (all == any && any == bits_between(first, last + 1)) return Kind::kFull;
+    for (int lane = 0; lane < tile.vectors * W; ++lane) maps_->set(lane, map[lane] >> first);
+    return Kind::kPartial;
   }
 
   template <int NV>
   void visit_tile(RowTile<E>& tile, Range keys, Rows<E> k, Rows<E> v) {
+    const int64_t block = keys.begin;
     const Kind kind = map_lanes(tile, keys);
     if (kind == Kind::kSkip) return;
+    k.data += (keys.begin - block) * k.ld, v.data += (keys.begin - block) * v.ld;
     const int n = static_cast<int>(keys.end - keys.begin);
     const bool partial = kind == Kind::kPartial;
     Vec<A> m[NV], alpha[NV];

@@ -18,6 +18,7 @@ namespace {
 #include "cpu/attention_backward_plan.h"
 #include "cpu/attention_backward_rows.h"
 #include "cpu/attention_backward_queries.h"
+#include "cpu/attention_backward_keys.h"
 #include "cpu/attention_backward.h"
 #include "cpu/attention_backward_reduce.h"
 // clang-format on

@@ -12,7 +12,9 @@
 #include <vector>
 
 #include "core/params.h"
+#include "cpu/block_table_builder.h"
 #include "cpu/dispatch.h"
+#include "cpu/mask_leaves.h"
 #include "guarded_array.h"
 
 // What is called; "none" by default.
@@ -27,8 +29,10 @@ struct AttentionCase {
   Layout layout = Layout::kPlain;
   double scale = 0.4, softcap = 0, dropout_p = 0;
   int64_t lower = -attn::kUnbounded, upper = attn::kUnbounded;
+  int64_t dilation = 1, phase = 0;
   std::vector<int64_t> offsets, lengths;
-  int bits = -1;  // which of b, h, i (bits 2, 1, 0) a bit map varies over
+  int blocks = -1;  // which of b, h (bits 1, 0) a map of blocks varies over, lowered to a table
+  int bits = -1;    // which of b, h, i (bits 2, 1, 0) a bit map varies over
   bool bias = false, bias_masks = false;
   std::array<bool, 4> bias_varies{true, true, true, true};
   attn::Dtype bias_dtype = attn::Dtype::kFloat32;
@@ -57,7 +61,13 @@ class AttentionCall {
   GuardedArray out, lse, dq, dk, dv, dbias, dsinks, dslopes;
 
  private:
+  static constexpr int64_t kQueryBlock = 20, kTestKeyBlock = 50;
   AttentionCase case_;
+  std::vector<uint8_t> blocks_;
+  attn::BlockTableArrays table_;
+
+  void build_table();
+  bool block_allowed(int64_t b, int64_t h, int64_t i, int64_t j) const;
   attn::AttentionGradParams p_;
   std::vector<uint64_t> words_;
 
@@ -186,12 +196,34 @@ inline void AttentionCall::make_params() {
   mask.Lq = s.Lq, mask.Lk = s.Lk, mask.lower = c.lower, mask.upper = c.upper;
   mask.band_offset = case_.offsets.empty() ? nullptr : case_.offsets.data();
   mask.key_lengths = case_.lengths.empty() ? nullptr : case_.lengths.data();
+  mask.dilation = c.dilation, mask.phase = c.phase;
+  if (c.blocks >= 0) build_table();
   if (c.bits < 0) return;
   const int64_t words = (s.Lk + 63) / 64, rows = c.bits & 1 ? s.Lq : 1;
   mask.bits = words_.data();
   mask.bits_stride_q = c.bits & 1 ? words : 0;
   mask.bits_stride_h = c.bits & 2 ? rows * words : 0;
   mask.bits_stride_b = c.bits & 4 ? (c.bits & 2 ? s.Hq : 1) * rows * words : 0;
+}
+
+inline void AttentionCall::build_table() {
+  const AttentionShape& s = case_.shape;
+  const int64_t B = case_.blocks & 2 ? s.B : 1, H = case_.blocks & 1 ? s.Hq : 1;
+  const int64_t nq = (s.Lq + kQueryBlock - 1) / kQueryBlock,
+                nk = (s.Lk + kTestKeyBlock - 1) / kTestKeyBlock;
+  for (int64_t n = 0; n < B * H * nq * nk; ++n) blocks_.push_back(n * 2654435761u >> 7 & 1);
+  const attn::MaskArray map{attn::MaskArray::Type::kBool, blocks_.data(), {B, H, nq, nk}};
+  table_ = attn::build_block_table(*attn::make_blocks(map, kQueryBlock, kTestKeyBlock), s.Lq, s.Lk);
+  p_.mask.table = table_.view();
+}
+
+inline bool AttentionCall::block_allowed(int64_t b, int64_t h, int64_t i, int64_t j) const {
+  const AttentionShape& s = case_.shape;
+  const int64_t nq = (s.Lq + kQueryBlock - 1) / kQueryBlock,
+                nk = (s.Lk + kTestKeyBlock - 1) / kTestKeyBlock;
+  const int64_t head = case_.blocks & 1 ? h : 0, heads = case_.blocks & 1 ? s.Hq : 1;
+  const int64_t list = (case_.blocks & 2 ? b : 0) * heads + head;
+  return blocks_[static_cast<size_t>((list * nq + i / kQueryBlock) * nk + j / kTestKeyBlock)];
 }
 
 inline void AttentionCall::run(bool backward, bool reversed, bool zeroed) {
@@ -246,6 +278,8 @@ inline bool AttentionCall::allowed(int64_t b, int64_t h, int64_t i, int64_t j) c
   const AttentionCase& c = case_;
   const int64_t distance = j - (i + (c.offsets.empty() ? 0 : c.offsets[b]));
   if (distance < c.lower || distance > c.upper) return false;
+  if (attn::modulo(distance - c.phase, c.dilation) != 0) return false;
+  if (c.blocks >= 0 && !block_allowed(b, h, i, j)) return false;
   if (!c.lengths.empty() && j >= c.lengths[b]) return false;
   if (c.bias && bias.at(b, h, i, j) == -INFINITY) return false;
   if (c.bits < 0) return true;
