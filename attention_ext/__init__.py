@@ -7,6 +7,7 @@ from ._build_info import build_info
 from ._C import build as _build
 from ._warnings import UnfusedWarning
 from .functional import attention, merge_attention_states, scaled_dot_product_attention
+from .linear import linear_attention, linear_attention_step
 from .nn import MultiheadAttention, replace_attention
 
 __all__ = [
@@ -16,6 +17,8 @@ __all__ = [
     "build_info",
     "functional",
     "integrations",
+    "linear_attention",
+    "linear_attention_step",
     "masks",
     "merge_attention_states",
     "nn",

@@ -17,3 +17,7 @@ backward = _ops._attention_backward.default
 pack_mask_bits = _ops._pack_mask_bits.default
 attention = _ops.attention.default
 dropout_keep = _ops._dropout_keep.default
+linear_forward = _ops._linear_attention_forward.default
+linear_backward = _ops._linear_attention_backward.default
+linear_attention = _ops.linear_attention.default
+linear_step = _ops._linear_attention_step.default

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "core/linear_params.h"
 #include "core/params.h"
 
 namespace attn {
@@ -29,6 +30,15 @@ struct Kernels {
   Kernel<AttentionGradParams> attention_backward_rows[2];
   Kernel<AttentionGradParams> attention_backward[2];
   Kernel<AttentionGradParams> attention_backward_reduce[2];
+  // Forward: three passes. Backward: the first two of them, then its own three, then the sums.
+  Kernel<LinearParams> linear_states[2];
+  Kernel<LinearParams> linear_scan[2];
+  Kernel<LinearParams> linear_forward[2];
+  Kernel<LinearParams> linear_step[2];
+  Kernel<LinearGradParams> linear_grad_states[2];
+  Kernel<LinearGradParams> linear_grad_scan[2];
+  Kernel<LinearGradParams> linear_backward[2];
+  Kernel<HeadSumParams> head_sum[2];
 };
 
 }  // namespace attn

@@ -16,6 +16,15 @@ namespace {
 #include "cpu/attention_backward_rows.h"
 #include "cpu/attention_backward.h"
 #include "cpu/attention_backward_reduce.h"
+#include "cpu/linear_features.h"
+#include "cpu/linear_scores.h"
+#include "cpu/linear_pass.h"
+#include "cpu/linear_forward.h"
+#include "cpu/linear_step.h"
+#include "cpu/linear_backward.h"
+#include "cpu/linear_backward_queries.h"
+#include "cpu/linear_backward_keys.h"
+#include "cpu/head_sum.h"
 // clang-format on
 
 #define ATTN_STRING_(name) #name
@@ -36,6 +45,14 @@ const Kernels kernels = {
     {entry<AttentionBackwardRows<float>>(), entry<AttentionBackwardRows<double>>()},
     {entry<AttentionBackward<float>>(), entry<AttentionBackward<double>>()},
     {entry<AttentionBackwardReduce<float>>(), entry<AttentionBackwardReduce<double>>()},
+    {entry<LinearStates<float>>(), entry<LinearStates<double>>()},
+    {entry<LinearScan<float>>(), entry<LinearScan<double>>()},
+    {entry<LinearForward<float>>(), entry<LinearForward<double>>()},
+    {entry<LinearStep<float>>(), entry<LinearStep<double>>()},
+    {entry<LinearGradStates<float>>(), entry<LinearGradStates<double>>()},
+    {entry<LinearGradScan<float>>(), entry<LinearGradScan<double>>()},
+    {entry<LinearBackward<float>>(), entry<LinearBackward<double>>()},
+    {entry<HeadSum<float>>(), entry<HeadSum<double>>()},
 };
 
 }  // namespace ATTN_ISA

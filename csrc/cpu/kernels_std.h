@@ -9,6 +9,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "core/linear_params.h"
 #include "core/params.h"
 #include "cpu/arena.h"
 #include "cpu/kernels.h"
