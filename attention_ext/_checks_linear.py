@@ -23,7 +23,8 @@ class Sizes(NamedTuple):
 
 
 def check_heads(query: Tensor, key: Tensor, value: Tensor, same_length: bool) -> Sizes:
-    """Dtypes and sizes of query (B, Hq, Lq, D), key (B, Hk, Lk, D) and value (B, Hv, Lk, Dv); all three may lack
+    """Dtypes and sizes of query (B, Hq, Lq, D), key (B, Hk, Lk, D) and value (B, Hv, Lk, Dv); all three may
+    lack
     B, or B and H."""
     dtype = query.dtype
     if dtype not in _FLOATS:

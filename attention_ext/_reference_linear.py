@@ -1,12 +1,13 @@
 """Linear attention and the delta rule as plain recurrences, one token after the other.
 
-Part of `attention_ext.reference`. Everything is a differentiable torch op without in-place writes. States, and what
-is added to them, are kept in float32 (float64 for float64), as the operators keep them.
+Part of `attention_ext.reference`. Everything is a differentiable torch op without in-place writes. States,
+and what is added to them, are kept in float32 (float64 for float64), as the operators keep them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -64,7 +65,7 @@ def linear_attention(
         borders = cu_seqlens.tolist()
         found = [
             run(slice(None), slice(a, b), None, tuple(t[n : n + 1] for t in states))
-            for n, (a, b) in enumerate(zip(borders[:-1], borders[1:], strict=True))
+            for n, (a, b) in enumerate(pairwise(borders))
         ]
         out = torch.cat([o for o, _ in found], dim=2)
         state = tuple(torch.cat(parts) for parts in zip(*(s for _, s in found), strict=True))

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from . import _checks, _checks_linear
-from ._ops import linear_attention as _op
 from ._ops import library
+from ._ops import linear_attention as _op
 
 State = Tensor | tuple[Tensor, Tensor]
 
@@ -30,7 +30,7 @@ def linear_attention(
     initial_state: State | None = None,
     return_state: bool = False,
 ) -> Tensor | tuple[Tensor, State]:
-    r"""Linear attention, fused: time linear in the sequence length, and memory that holds no states but the last.
+    r"""Linear attention, fused: time and memory linear in the sequence length.
 
     With phi the feature map, of each row and head::
 
@@ -42,30 +42,32 @@ def linear_attention(
     Not causal, S and z are the sums over all keys, for every query.
 
     Args:
-        query: (B, Hq, Lq, D), float32, float64, bfloat16 or float16, any strides. The tensors may come without B, or
-            without B and H; the results are then without them too.
+        query: (B, Hq, Lq, D), float32, float64, bfloat16 or float16, any strides. The tensors may come
+            without B, or without B and H; the results are then without them too.
         key: (B, Hk, Lk, D). Lk = Lq where causal.
-        value: (B, Hv, Lk, Dv). Hq, Hk, Hv each divide the largest, H; head h reads head h // (H / own). States,
-            and decay, are those of Hs = max(Hk, Hv) heads.
+        value: (B, Hv, Lk, Dv). Hq, Hk, Hv each divide the largest, H; head h reads head h // (H / own).
+            States, and decay, are those of Hs = max(Hk, Hv) heads.
         feature_map: "identity", "elu" (elu + 1), "relu" or "softmax" (over D).
         causal: query t sees keys up to t.
-        decay: g, the logarithm of what a state keeps, at most 0, any of the four dtypes; causal only. (Hs,) as in
-            RetNet (Sun et al. 2023, arXiv:2307.08621), (B, Hs, L) as in Mamba-2 (Dao and Gu 2024,
-            arXiv:2405.21060), or (B, Hs, L, D) as in gated linear attention (Yang et al. 2023, arXiv:2312.06635).
+        decay: g, the logarithm of what a state keeps, at most 0, any of the four dtypes; causal only. (Hs,)
+            as in RetNet (Sun et al. 2023, arXiv:2307.08621), (B, Hs, L) as in Mamba-2 (Dao and Gu 2024,
+            arXiv:2405.21060), or (B, Hs, L, D) as in gated linear attention (Yang et al. 2023,
+            arXiv:2312.06635).
         scale: of out, without normalize only; None is 1.
         normalize: divide by the sum of the weights.
         eps: at least 0, added to that sum.
-        key_lengths: (B,), right padding. Causal, the state stays as it is at a padded token, whose output is 0; not
-            causal, it masks keys only.
-        cu_seqlens: (sequences + 1,), ascending from 0 to L: with B = 1, sequences packed side by side, each with a
-            state of its own.
-        initial_state: (S (B, Hs, D, Dv), z (B, Hs, D)), S alone without normalize; of any of the four dtypes. B is
-            the number of sequences with cu_seqlens. None is 0.
+        key_lengths: (B,), right padding. Causal, the state stays as it is at a padded token, whose output is
+            0; not causal, it masks keys only.
+        cu_seqlens: (sequences + 1,), ascending from 0 to L: with B = 1, sequences packed side by side, each
+            with a state of its own.
+        initial_state: (S (B, Hs, D, Dv), z (B, Hs, D)), S alone without normalize; of any of the four dtypes.
+            B is the number of sequences with cu_seqlens. None is 0.
         return_state: also return the last state.
 
     Returns:
-        out (B, H, Lq, Dv) in query's dtype, or (out, state) with a state in float32 (float64 for float64). Both
-        are differentiable, in query, key, value, decay and initial_state. A query without any key has output 0.
+        out (B, H, Lq, Dv) in query's dtype, or (out, state) with a state in float32 (float64 for float64).
+        Both are differentiable, in query, key, value, decay and initial_state. A query without any key has
+        output 0.
 
     First-order reverse mode and torch.func.vmap are fused. Forward mode and higher orders go through a plain
     recurrence, with one `attention_ext.UnfusedWarning`. Under autocast query, key and value are cast.
@@ -140,8 +142,8 @@ def linear_attention_step(
             contiguous, float32 (float64 for float64). Written to.
         decay: (Hs,), (B, Hs) or (B, Hs, D).
 
-    The rest is as in `linear_attention`. Returns out (B, H, Dv) in query's dtype. No derivatives: an input that
-    requires one raises.
+    The rest is as in `linear_attention`. Returns out (B, H, Dv) in query's dtype. No derivatives: an input
+    that requires one raises.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.

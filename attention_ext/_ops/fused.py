@@ -7,8 +7,8 @@
         -> unfused                  forward mode and higher orders: the plain formula
         -> public                   torch.compile and torch.export: one node in the graph
 
-The raw backward takes the gradients of the differentiable outputs, the arguments of the forward, the outputs it
-saves, and `needs`, one bool for each differentiable argument; it returns one tensor for each.
+The raw backward takes the gradients of the differentiable outputs, the arguments of the forward, the outputs
+it saves, and `needs`, one bool for each differentiable argument; it returns one tensor for each.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class FusedOperator:
         cotangents: which of the forward's outputs have gradients; the first is never None in the backward.
         saved: which of the forward's outputs the backward takes.
         formula: the plain formula, of a call: all outputs, those without gradients as they come.
-        batched_call: for vmap, see `FusedOperator.vmap_rule`.
+        fold: for vmap, see `forward_rule`.
     """
 
     def __init__(
@@ -101,11 +101,6 @@ class FusedOperator:
         warn_unfused(self.name)
         return self.formula(call)
 
-    def backward_args(
-        self, grads: tuple[Tensor | None, ...], call: Any, saved: Tensors, needs: list[bool]
-    ) -> tuple:
-        return (*grads, *call, *saved, needs)
-
     def split_backward_args(self, args: tuple[Any, ...]) -> tuple[Tensors, Any, list[bool]]:
         """(gradients of the outputs, call, needs)"""
         n, fields = len(self.cotangents), len(self.call._fields)
@@ -153,7 +148,7 @@ class FusedOperator:
     def backward_rule(self, op: Callable[..., Tensors]) -> Callable[..., Any]:
         def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
             size = info.batch_size
-            grads, call, needs = self.split_backward_args(args)
+            _, call, needs = self.split_backward_args(args)
             _, dims, _ = self.split_backward_args(in_dims)
             wanted = [
                 name

@@ -74,7 +74,8 @@ def _fake_step(query: Tensor, key: Tensor, value: Tensor, state: Tensor, *others
 
 
 def fake_gradients(call: Any, names: tuple[str, ...], needs: list[bool]) -> tuple[Tensor, ...]:
-    """Empty tensors as a backward returns them: like query, key and value in their order, others contiguous."""
+    """Empty tensors as a backward returns them: like query, key and value in their order, others
+    contiguous."""
     grads = []
     for name, need in zip(names, needs, strict=True):
         t = getattr(call, name)
@@ -120,7 +121,8 @@ def _formula(call: Call) -> tuple[Tensor, ...]:
 
 
 def fold(call: Any, dims: Any, size: int, per_sample: list[str]) -> tuple[Any, int] | None:
-    """All samples in one batch, where every tensor has batch rows to fold into; see `FusedOperator.forward_rule`."""
+    """All samples in one batch, where every tensor has batch rows to fold into; see
+    `FusedOperator.forward_rule`."""
     shared = call.decay is not None and call.decay.dim() - (dims.decay is not None) == 1
     if call.cu_seqlens is not None or (shared and (dims.decay is not None or "decay" in per_sample)):
         return None
