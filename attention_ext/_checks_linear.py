@@ -90,6 +90,26 @@ def check_decay(decay: Any, query: Tensor, s: Sizes, *, per_head: bool) -> None:
         raise ValueError(f"decay: expected shape {expected}, got {_shape(decay)}")
 
 
+def check_beta(beta: Any, query: Tensor, s: Sizes) -> None:
+    """(B, Hs, L), without what query lacks."""
+    check_floating("beta", beta, query)
+    shape = (s.B, s.Hs, s.Lk)[4 - query.dim() :]
+    if tuple(beta.shape) != shape:
+        raise ValueError(f"beta: expected shape {shape}, one for each state and token, got {_shape(beta)}")
+
+
+def check_running_state(state: Any, query: Tensor) -> None:
+    """A state, or its S and z, that a step can write to."""
+    if state is None:
+        raise TypeError("state: expected the state to bring up to date, got None")
+    dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
+    for t in state if isinstance(state, (tuple, list)) else (state,):
+        check_tensor("state", t)
+        if t.dtype != dtype or not t.is_contiguous():
+            kind = "" if t.is_contiguous() else ", not contiguous"
+            raise ValueError(f"state: expected contiguous {dtype}, as was returned, got {t.dtype}{kind}")
+
+
 def check_state(name: str, t: Any, query: Tensor, sizes: tuple[int, ...], what: str) -> None:
     check_floating(name, t, query)
     sizes = sizes[4 - query.dim() :]

@@ -76,6 +76,68 @@ def linear_attention(
     return (out, state if normalize else state[0]) if return_state else out
 
 
+def delta_rule(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    beta: Tensor,
+    *,
+    decay: Tensor | None = None,
+    scale: float | None = None,
+    key_lengths: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    initial_state: Tensor | None = None,
+    return_state: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """`attention_ext.delta_rule` as a recurrence: the same arguments and results."""
+    rank = query.dim()
+    q, k, v = (_accumulate(_four(t)) for t in (query, key, value))
+    H, Hs = max(q.shape[1], k.shape[1], v.shape[1]), max(k.shape[1], v.shape[1])
+    k, v = _heads(k, Hs), _heads(v, Hs)
+    beta = _accumulate(beta)[(None,) * (4 - rank)]
+    if decay is not None:
+        decay = _spread_decay(_accumulate(decay), k, rank)
+    (S,) = _initial_states(initial_state, k, v, False, cu_seqlens)
+
+    def run(tokens: slice, lengths: Tensor | None, S: Tensor) -> tuple[Tensor, Tensor]:
+        parts = [t[:, :, tokens] for t in (q, k, v, beta)]
+        g = None if decay is None else decay[:, :, tokens]
+        return _delta_sequence(*parts, g, H, lengths, S)
+
+    if cu_seqlens is None:
+        out, S = run(slice(None), key_lengths, S)
+    else:
+        borders = pairwise(cu_seqlens.tolist())
+        found = [run(slice(a, b), None, S[n : n + 1]) for n, (a, b) in enumerate(borders)]
+        out = torch.cat([o for o, _ in found], dim=2)
+        S = torch.cat([last for _, last in found])
+    out = (out * (query.shape[-1] ** -0.5 if scale is None else scale)).to(query.dtype)
+    first = (0,) * (4 - rank)
+    return (out[first], S[first]) if return_state else out[first]
+
+
+def _delta_sequence(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, g: Tensor | None, H: int, lengths: Tensor | None, S: Tensor
+) -> tuple[Tensor, Tensor]:
+    """out (B, H, L, Dv) without scale, and the last state."""
+    if lengths is not None:
+        live = torch.arange(k.shape[2], device=k.device) < lengths[:, None, None]
+        q, k, v = (torch.where(live[..., None], t, 0.0) for t in (q, k, v))
+        beta = torch.where(live, beta, 0.0)
+    outs = []
+    for t in range(k.shape[2]):
+        k_t, v_t = k[:, :, t], v[:, :, t]
+        faded = S if g is None else g[:, :, t].exp()[..., None] * S
+        error = v_t - (k_t[..., None, :] @ faded)[..., 0, :]
+        new = faded + (beta[:, :, t, None] * k_t)[..., None] * error[..., None, :]
+        S = new if lengths is None else torch.where(live[..., t][..., None, None], new, S)
+        out = _heads(q[:, :, t : t + 1], H) @ _heads(S, H)
+        outs.append(out if lengths is None else torch.where(live[..., t][..., None, None], out, 0.0))
+    if not outs:
+        return v.new_zeros(v.shape[0], H, 0, v.shape[3]), S
+    return torch.cat(outs, dim=2), S
+
+
 def _sequence(
     q: Tensor,
     k: Tensor,

@@ -161,13 +161,8 @@ def linear_attention_step(
         if decay.dim() > 1:
             decay = decay[:, :, None]
         _checks_linear.check_decay(decay, query, s, per_head=True)
-    if state is None:
-        raise TypeError("state: expected the state to bring up to date, got None")
+    _checks_linear.check_running_state(state, query)
     S, z = check_initial_state(state, query, s, s.B, normalize, name="state")
-    for t in (S, z):
-        if t is not None and (t.dtype != _op.accumulator(query.dtype) or not t.is_contiguous()):
-            expected = f"contiguous {_op.accumulator(query.dtype)}"
-            raise ValueError(f"state: expected {expected}, as linear_attention returns it, got {t.dtype}")
     number = _feature_map_number(feature_map)
     out = library.linear_step(query, key, value, S, z, number, decay, factor, normalize, float(eps))
     return out[:, :, 0]

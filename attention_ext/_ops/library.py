@@ -21,3 +21,7 @@ linear_forward = _ops._linear_attention_forward.default
 linear_backward = _ops._linear_attention_backward.default
 linear_attention = _ops.linear_attention.default
 linear_step = _ops._linear_attention_step.default
+delta_forward = _ops._delta_rule_forward.default
+delta_backward = _ops._delta_rule_backward.default
+delta_rule = _ops.delta_rule.default
+delta_step = _ops._delta_rule_step.default

@@ -17,6 +17,7 @@ struct LinearParams {
   int64_t B = 0, H = 0, Hq = 0, Hk = 0, Hv = 0, Hs = 0, Lq = 0, Lk = 0, D = 0, Dv = 0;
   View query, key, value;   // (B, Hq, Lq, D), (B, Hk, Lk, D), (B, Hv, Lk, Dv)
   View decay;               // (B, Hs, Lk, D), broadcast by strides
+  View beta;                // (B, Hs, Lk, 1); present = the delta rule
   View out;                 // (B, H, Lq, Dv)
   View denominator;         // (B, H, Lq, 1) in the compute type; absent = not normalised
   View initial, initial_z;  // (sequences, Hs, D, Dv), (sequences, Hs, 1, D); absent = 0
@@ -67,8 +68,10 @@ struct LinearGradParams : LinearParams {
   View grad_out;            // (B, H, Lq, Dv)
   View grad_state, grad_z;  // like state, state_z; absent = 0
   View dquery, dkey,
-      dvalue;   // (B, H, Lq, D), (B, Hs, Lk, D), (B, Hs, Lk, Dv); absent = not asked for
-  View ddecay;  // (B, Hs, Lk, D or 1); absent = not asked for
+      dvalue;              // (B, H, Lq, D), (B, Hs, Lk, D), (B, Hs, Lk, Dv); absent = not asked for
+  View ddecay;             // (B, Hs, Lk, D or 1); absent = not asked for
+  View dbeta;              // like beta, for the delta rule
+  void* errors = nullptr;  // v_t - S^T k_t of every token [B, Hs, Lk, columns], compute type
   View dinitial, dinitial_z;   // like initial, initial_z; absent = not asked for
   void* part_grads = nullptr;  // like part_states
   // Of ddecay, in the compute type: what each token adds to the sum [B, Hs, Lk, width or 1], and

@@ -38,6 +38,7 @@ struct Kernels {
   Kernel<LinearGradParams> linear_grad_states[2];
   Kernel<LinearGradParams> linear_grad_scan[2];
   Kernel<LinearGradParams> linear_backward[2];
+  Kernel<LinearGradParams> delta_backward[2];  // its forward pass is linear_forward
   Kernel<HeadSumParams> head_sum[2];
 };
 

@@ -24,6 +24,7 @@ namespace {
 #include "cpu/linear_backward.h"
 #include "cpu/linear_backward_queries.h"
 #include "cpu/linear_backward_keys.h"
+#include "cpu/delta_backward.h"
 #include "cpu/head_sum.h"
 // clang-format on
 
@@ -52,6 +53,7 @@ const Kernels kernels = {
     {entry<LinearGradStates<float>>(), entry<LinearGradStates<double>>()},
     {entry<LinearGradScan<float>>(), entry<LinearGradScan<double>>()},
     {entry<LinearBackward<float>>(), entry<LinearBackward<double>>()},
+    {entry<DeltaBackward<float>>(), entry<DeltaBackward<double>>()},
     {entry<HeadSum<float>>(), entry<HeadSum<double>>()},
 };
 

@@ -29,6 +29,7 @@ class LinearGradPass : protected LinearPass<A> {
   const LinearGradParams& p_;             // hides the base's
   LinearState<A> grad_;                   // R
   A *query_rows_, *faded_rows_, *grads_;  // phi(q) [][width], the same faded, g [][columns]
+  double* decay_sum_;                     // per channel
   A terms_[kChunk];                       // the last element of g'
 
   LinearGradPass(const LinearGradParams& p, Arena& arena) : Base(p, arena), p_(p) {
@@ -36,6 +37,7 @@ class LinearGradPass : protected LinearPass<A> {
     query_rows_ = this->take_rows(arena, D_, ldk_);
     faded_rows_ = decays_ ? this->take_rows(arena, D_, ldk_) : query_rows_;
     grads_ = this->take_rows(arena, Dv_, ldv_);
+    decay_sum_ = arena.take<double>(ldk_);
   }
 
   int64_t head(int64_t g) const { return this->hs_ * p_.group() + g; }
@@ -111,6 +113,31 @@ class LinearGradPass : protected LinearPass<A> {
   A* decay_terms(int64_t i) const {
     const int64_t size = channel_ ? ldk_ : 1;
     return static_cast<A*>(p_.decay_terms) + ((this->b_ * p_.Hs + this->hs_) * p_.Lk + i) * size;
+  }
+  // decay_terms += sign * x dx, from 0 if fresh
+  void add_decay_terms(int64_t i, int n, const A* x, const A* dx, A sign, bool fresh) {
+    A* terms = decay_terms(i);
+    for (int t = 0; t < n; ++t, x += ldk_, dx += ldk_) {
+      if (!channel_) terms[t] = (fresh ? A(0) : terms[t]) + sign * dot_rows(x, dx, ldk_);
+      for (int d = 0; channel_ && d < ldk_; d += W) {
+        A* at = terms + t * ldk_ + d;
+        store(at, fma(load(x + d) * set1(sign), load(dx + d), fresh ? Vec<A>{} : load(at)));
+      }
+    }
+  }
+  // Over a stretch of tokens, given the state before it; R is there by now.
+  void store_decay_grads(Range tokens, LinearState<A> begin) {
+    for (int d = 0; d < ldk_; ++d) decay_sum_[d] = 0;
+    for (int d = 0; d < D_; ++d)
+      decay_sum_[channel_ ? d : 0] += dot_rows(begin.s + d * ldv_, grad_.s + d * ldv_, ldv_) +
+                                      static_cast<double>(begin.z[d]) * grad_.z[d];
+    const int columns = channel_ ? D_ : 1, ld = channel_ ? ldk_ : 1;
+    const A* terms = decay_terms(tokens.begin);
+    for (int64_t i = tokens.begin; i < tokens.end; ++i, terms += ld)
+      for (int d = 0; d < columns; ++d) {
+        store_scalar(p_.ddecay.at(this->b_, this->hs_, i, d), p_.ddecay.dtype, decay_sum_[d]);
+        decay_sum_[d] -= terms[d];
+      }
   }
   bool is_checkpoint(int64_t i) const {
     const int64_t begin = p_.keys(this->sequence_, 0).begin;

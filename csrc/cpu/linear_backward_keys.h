@@ -10,6 +10,7 @@ class LinearKeySweep : LinearGradPass<A> {
   using Base::Dv_;
   using Base::grad_;
   using Base::grads_;
+  using Base::key_lanes_;
   using Base::ldk_;
   using Base::ldv_;
   using Base::p_;
@@ -20,7 +21,6 @@ class LinearKeySweep : LinearGradPass<A> {
 
  public:
   LinearKeySweep(const LinearGradParams& p, Arena& arena) : Base(p, arena) {
-    key_lanes_ = arena.take<A>(int64_t{D_} * kChunk);
     faded_key_lanes_ = channel_ ? arena.take<A>(int64_t{D_} * kChunk) : key_lanes_;
     value_lanes_ = arena.take<A>(int64_t{Dv_} * kChunk);
     fade_lanes_ = channel_ ? arena.take<A>(int64_t{D_} * kChunk) : nullptr;
@@ -30,8 +30,6 @@ class LinearKeySweep : LinearGradPass<A> {
     value_grads_ = arena.take<A>(int64_t{Dv_} * kChunk);
     rows_ = this->take_rows(arena, D_, ldk_);
     diagonal_rows_ = decays_ ? this->take_rows(arena, D_, ldk_) : nullptr;
-    moving_ = channel_ ? arena.take<A>(int64_t{D_} * W) : nullptr;
-    decay_sum_ = arena.take<double>(ldk_);
   }
 
   void run_item(int64_t item) {
@@ -49,7 +47,7 @@ class LinearKeySweep : LinearGradPass<A> {
     }
     if (p_.ddecay && channel_) {
       load_part_state();
-      store_decay_grads(keys, this->state_);
+      this->store_decay_grads(keys, this->state_);
     }
     const Range padded = p_.keys(this->sequence_, this->part_, true);
     if (p_.dkey) this->clear_rows(p_.dkey, this->hs_, padded, D_);
@@ -59,12 +57,11 @@ class LinearKeySweep : LinearGradPass<A> {
   }
 
  private:
-  A *key_lanes_, *faded_key_lanes_, *value_lanes_;
+  A *faded_key_lanes_, *value_lanes_;
   A* fade_lanes_;                // per channel the decay up to the chunk's end
   A *scores_, *products_;        // phi(q) . phi(k), g' . v'
   A *key_grads_, *value_grads_;  // dphi(k), dv
-  A *rows_, *diagonal_rows_, *moving_;
-  double* decay_sum_;  // per channel
+  A *rows_, *diagonal_rows_;
   A diagonal_[kChunk];
 
   // The state at the part's beginning.
@@ -113,7 +110,8 @@ class LinearKeySweep : LinearGradPass<A> {
     store_value_grads(i, n);
     if (p_.ddecay && this->is_checkpoint(i)) {
       const int64_t end = p_.keys(this->sequence_, this->part_).end;
-      store_decay_grads({i, min64(end, i + LinearGradParams::kCheckpoint)}, this->checkpoint(i));
+      this->store_decay_grads({i, min64(end, i + LinearGradParams::kCheckpoint)},
+                              this->checkpoint(i));
     }
   }
 
@@ -145,7 +143,7 @@ class LinearKeySweep : LinearGradPass<A> {
       if (channel_) {
         for (int t = 0; t < n; ++t) diagonal_[t] = products_[t * kChunk + t];
         return multiply_channel_scores<false>(query_rows_, ldk_, key_lanes_, a, ldk_, n, D_,
-                                              moving_, scores_);
+                                              this->moving_, scores_);
       }
     weigh_scores<false, A, NV>(products_, n, a, decays_ ? diagonal_ : nullptr);
     multiply_scores<false, A, NV>(query_rows_, ldk_, key_lanes_, n, D_, nullptr, nullptr, scores_);
@@ -194,7 +192,7 @@ class LinearKeySweep : LinearGradPass<A> {
   void store_key_grads(int64_t i, int n) {
     if (!p_.dkey && !p_.ddecay) return;
     lanes_to_rows(key_grads_, kChunk, n, D_, rows_, ldk_);
-    if (p_.ddecay) add_decay_terms(i, n);
+    if (p_.ddecay) this->add_decay_terms(i, n, this->keys_, rows_, A(-1), false);
     if (!p_.dkey) return;
     for (int at = 0; decays_ && at < n * ldk_; at += W)
       store(rows_ + at, load(rows_ + at) + load(diagonal_rows_ + at));
@@ -208,31 +206,6 @@ class LinearKeySweep : LinearGradPass<A> {
     for (int t = 0; t < kChunk; ++t) one[t] = 1;
     for (int t = 0; t < n; ++t) rows[t] = p_.dvalue.at(this->b_, this->hs_, i + t);
     unpack_lanes(value_grads_, kChunk, one, n, Dv_, rows, p_.dvalue.dtype, p_.dvalue.stride[3]);
-  }
-  void add_decay_terms(int64_t i, int n) {
-    A* terms = this->decay_terms(i);
-    for (int t = 0; t < n; ++t) {
-      const A *k = this->keys_ + t * ldk_, *dk = rows_ + t * ldk_;
-      if (!channel_) terms[t] -= dot_rows(k, dk, ldk_);
-      for (int d = 0; channel_ && d < ldk_; d += W) {
-        A* at = terms + t * ldk_ + d;
-        store(at, load(at) - load(k + d) * load(dk + d));
-      }
-    }
-  }
-  // Over a stretch of tokens, given the state before it; R is there by now.
-  void store_decay_grads(Range tokens, LinearState<A> begin) {
-    for (int d = 0; d < ldk_; ++d) decay_sum_[d] = 0;
-    for (int d = 0; d < D_; ++d)
-      decay_sum_[channel_ ? d : 0] += dot_rows(begin.s + d * ldv_, grad_.s + d * ldv_, ldv_) +
-                                      static_cast<double>(begin.z[d]) * grad_.z[d];
-    const int columns = channel_ ? D_ : 1, ld = channel_ ? ldk_ : 1;
-    const A* terms = this->decay_terms(tokens.begin);
-    for (int64_t i = tokens.begin; i < tokens.end; ++i, terms += ld)
-      for (int d = 0; d < columns; ++d) {
-        store_scalar(p_.ddecay.at(this->b_, this->hs_, i, d), p_.ddecay.dtype, decay_sum_[d]);
-        decay_sum_[d] -= terms[d];
-      }
   }
 };
 

@@ -80,7 +80,7 @@ class LinearQuerySweep : LinearGradPass<A> {
       add_channel_triangle<true>(products_, this->keys_, ldk_, this->a_, ldk_, n, D_, sums_);
     lanes_to_rows(sums_, kChunk, n, D_, rows_, ldk_);
     if (decays_) {
-      if (p_.ddecay) add_decay_terms(g, i, n);
+      if (p_.ddecay) this->add_decay_terms(i, n, query_rows_, rows_, A(1), g == 0);
       this->add_rows(diagonal_, this->keys_, n, rows_);
     }
     if (!p_.dquery) return;
@@ -114,20 +114,5 @@ class LinearQuerySweep : LinearGradPass<A> {
     if (p_.causal && !channel_)
       add_triangle<true, A, R, NV>(this->keys_ + d, 1, ldk_, products_, n, sums);
     this->store_sums(sums, sums_ + d * kChunk);
-  }
-
-  void add_decay_terms(int64_t g, int64_t i, int n) {
-    A* terms = this->decay_terms(i);
-    for (int t = 0; t < n; ++t) {
-      const A *q = query_rows_ + t * ldk_, *dq = rows_ + t * ldk_;
-      if (!channel_) {
-        terms[t] = (g ? terms[t] : A(0)) + dot_rows(q, dq, ldk_);
-        continue;
-      }
-      for (int d = 0; d < ldk_; d += W) {
-        A* at = terms + t * ldk_ + d;
-        store(at, fma(load(q + d), load(dq + d), g ? load(at) : Vec<A>{}));
-      }
-    }
   }
 };

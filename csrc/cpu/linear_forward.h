@@ -118,7 +118,6 @@ class LinearForward : LinearPass<A> {
   A *query_rows_, *queries_,
       *faded_queries_;  // rows, lanes, lanes faded from the chunk's beginning
   A *scores_, *outputs_;
-  A* moving_;
 
   LinearForward(const LinearParams& p, Arena& arena) : Base(p, arena) {
     query_rows_ = this->take_rows(arena, D_, ldk_);
@@ -126,7 +125,6 @@ class LinearForward : LinearPass<A> {
     faded_queries_ = channel_ ? arena.take<A>(int64_t{D_} * kChunk) : queries_;
     scores_ = p.causal ? arena.take<A>(kChunk * kChunk) : nullptr;
     outputs_ = arena.take<A>(int64_t{Dv_} * kChunk);
-    moving_ = channel_ ? arena.take<A>(int64_t{D_} * W) : nullptr;
   }
 
   void run_item(int64_t item) {
@@ -160,6 +158,7 @@ class LinearForward : LinearPass<A> {
         for (int t = 0; t < n; ++t) visit(i + t, 1);
         return;
       }
+      if (p_.beta) this->correct_values(n);
     }
     for (int64_t g = 0; g < p_.group(); ++g) {
       const int64_t h = this->hs_ * p_.group() + g;
@@ -203,7 +202,7 @@ class LinearForward : LinearPass<A> {
     if constexpr (NV == 1)
       if (channel_)
         return multiply_channel_scores<true>(this->keys_, ldk_, queries_, this->a_, ldk_, n, D_,
-                                             moving_, scores_);
+                                             this->moving_, scores_);
     multiply_scores<true, A, NV>(this->keys_, ldk_, queries_, n, D_, nullptr, nullptr, scores_);
     weigh_scores<true, A, NV>(scores_, n, decays_ ? this->a_ : nullptr, nullptr);
   }

@@ -60,6 +60,10 @@ class LinearPass {
   // Decay: of a token, from the chunk's beginning up to it, from it to the chunk's end; a number
   // each, or a row for each channel. Over the whole chunk: a row.
   A *a_, *head_, *tail_, *total_;
+  A *key_lanes_, *moving_;
+  // Of the delta rule: beta, keys faded from the chunk's beginning, v - S^T k and beta times it,
+  // the products of keys.
+  A *beta_, *reading_keys_, *errors_, *corrected_, *overlaps_;
 
   LinearPass(const LinearParams& p, Arena& arena)
       : p_(p),
@@ -79,6 +83,14 @@ class LinearPass {
     head_ = arena.take<A>(numbers);
     tail_ = arena.take<A>(numbers);
     total_ = arena.take<A>(ldk_);
+    key_lanes_ = arena.take<A>(p.D * kChunk);
+    moving_ = channel_ ? arena.take<A>(p.D * W) : nullptr;
+    if (!p.beta) return;
+    beta_ = arena.take<A>(kChunk);
+    reading_keys_ = decays_ ? take_rows(arena, D_, ldk_) : keys_;
+    errors_ = take_rows(arena, Dv_, ldv_);
+    corrected_ = take_rows(arena, Dv_, ldv_);
+    overlaps_ = arena.take<A>(kChunk * kChunk);
   }
 
   // Rows of a chunk whose columns behind D or Dv are 0, and stay it.
@@ -164,6 +176,15 @@ class LinearPass {
       load_channel_decays(i, n);
     else if (decays_)
       load_token_decays(i, n);
+    if (!p_.beta) return;
+    for (int t = 0; t < n; ++t)
+      beta_[t] = static_cast<A>(load_scalar(p_.beta.at(b_, hs_, i + t), p_.beta.dtype));
+    for (int t = 0; decays_ && t < n; ++t)
+      for (int d = 0; d < ldk_; d += W) {
+        const int at = t * ldk_ + d;
+        const Vec<A> head = channel_ ? load(head_ + at) : set1(head_[t]);
+        store(reading_keys_ + at, load(keys_ + at) * head);
+      }
   }
   void load_token_decays(int64_t i, int n) {
     const View& g = p_.decay;
@@ -218,6 +239,58 @@ class LinearPass {
     return rows_finite(keys_, ldk_, n, D_) && rows_finite(values_, ld_values_, n, Dv_) &&
            decays_finite(n);
   }
+  // The delta rule: values <- beta (v - S^T k), S the state right before the token. With N_ts the
+  // faded product of two keys this is the triangular system
+  //   e_t = v_t - S_0^T k_t - sum_{s<t} N_ts beta_s e_s.
+  void correct_values(int n) {
+    overlap_keys(n);
+    memset(errors_, 0, sizeof(A) * n * ldv_);
+    accumulate_rows(reading_keys_, ldk_, state_.s, ldv_, n, D_, ldv_, errors_, ldv_);
+    for (int t = 0; t < n; ++t)
+      for (int c = 0; c < ldv_; c += W)
+        store(errors_ + t * ldv_ + c,
+              load(values_ + t * ld_values_ + c) - load(errors_ + t * ldv_ + c));
+    for_row_tiles<2>(0, ldv_ / W, [&]<int NV>(int vector) ATTN_INLINE_LAMBDA {
+      for_row_tiles<kRows>(0, n, [&]<int R>(int t) ATTN_INLINE_LAMBDA {
+        this->template substitute<R, NV>(t, vector * W);
+      });
+    });
+    values_ = corrected_, ld_values_ = ldv_;
+  }
+  // overlaps[t][s] = N_ts
+  void overlap_keys(int n) {
+    rows_to_lanes(keys_, ldk_, n, n <= W ? W : kChunk, D_, key_lanes_, kChunk);
+    if (channel_)
+      multiply_channel_scores<false>(keys_, ldk_, key_lanes_, a_, ldk_, n, D_, moving_, overlaps_);
+    else if (n <= W)
+      overlap_vectors<1>(n);
+    else
+      overlap_vectors<kMaxVectors>(n);
+  }
+  template <int NV>
+  void overlap_vectors(int n) {
+    multiply_scores<false, A, NV>(keys_, ldk_, key_lanes_, n, D_, nullptr, nullptr, overlaps_);
+    weigh_scores<false, A, NV>(overlaps_, n, decays_ ? a_ : nullptr, nullptr);
+  }
+  template <int R, int NV>
+  ATTN_INLINE void substitute(int t, int c) {
+    Vec<A> sums[R][NV];
+    multiply_tile<A, R, NV>(overlaps_ + t * kChunk, kChunk, 1, corrected_ + c, ldv_, t, sums);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) {
+        const int at = (t + r) * ldv_ + c + v * W;
+        Vec<A> e = load(errors_ + at) - sums[r][v];
+#pragma GCC unroll 16
+        for (int s = 0; s < r; ++s)
+          e = fma(set1(-overlaps_[(t + r) * kChunk + t + s]), sums[s][v], e);
+        store(errors_ + at, e);
+        sums[r][v] = e * set1(beta_[t + r]);
+        store(corrected_ + at, sums[r][v]);
+      }
+  }
+
   const A* factor() const { return decays_ ? total_ : nullptr; }
 
   // The state after the tokens that load_keys read.

@@ -35,11 +35,30 @@ class LinearStep : LinearPass<A> {
   void run_item(int64_t item) {
     this->start(item);
     this->load_keys(0, 1);
+    if (p_.beta) correct_value();
     A* z = p_.normalize ? reinterpret_cast<A*>(p_.initial_z.at(this->sequence_, this->hs_, 0))
                         : nullptr;
     for (int d = 0; z && d < D_; ++d)
       z[d] = (this->decays_ ? this->total_[d] * z[d] : z[d]) + this->keys_[d];
     for (int64_t g = 0; g < p_.group(); ++g) visit_head(g, z);
+  }
+
+  // value <- beta (v - (faded S)^T k)
+  void correct_value() {
+    A* error = this->errors_;
+    memset(error, 0, sizeof(A) * ldv_);
+    for (int d = 0; d < D_; ++d) {
+      const Vec<A> k = set1(this->decays_ ? this->total_[d] * this->keys_[d] : this->keys_[d]);
+      for (int c = 0; c < Dv_; c += W) {
+        const char* s = p_.initial.at(this->sequence_, this->hs_, d, c);
+        store(error + c,
+              fma(k, load_elements<A>(s, kComputeDtype<A>, 1, Dv_ - c), load(error + c)));
+      }
+    }
+    for (int c = 0; c < ldv_; c += W)
+      store(this->corrected_ + c,
+            (load(this->values_ + c) - load(error + c)) * set1(this->beta_[0]));
+    this->values_ = this->corrected_;
   }
 
   // The first head updates the state on its way.
