@@ -6,7 +6,9 @@ from . import functional, integrations, masks, nn, reference
 from ._build_info import build_info
 from ._C import build as _build
 from ._warnings import UnfusedWarning
+from .delta import delta_rule, delta_rule_step
 from .functional import attention, merge_attention_states, scaled_dot_product_attention
+from .linear import linear_attention, linear_attention_step
 from .nn import MultiheadAttention, replace_attention
 from .varlen import attention_varlen
 
@@ -16,8 +18,12 @@ __all__ = [
     "attention",
     "attention_varlen",
     "build_info",
+    "delta_rule",
+    "delta_rule_step",
     "functional",
     "integrations",
+    "linear_attention",
+    "linear_attention_step",
     "masks",
     "merge_attention_states",
     "nn",

@@ -15,9 +15,17 @@ from torch import Tensor
 from . import _checks
 from ._ops.transforms import is_fake
 from ._philox import philox4x32
+from ._reference_linear import delta_rule, linear_attention
 from .masks import Mask
 
-__all__ = ["attention", "attention_weights", "dropout_keep", "merge_attention_states"]
+__all__ = [
+    "attention",
+    "attention_weights",
+    "delta_rule",
+    "dropout_keep",
+    "linear_attention",
+    "merge_attention_states",
+]
 
 
 def attention(

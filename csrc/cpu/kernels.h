@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "core/linear_params.h"
 #include "core/params.h"
 
 namespace attn {
@@ -27,9 +28,19 @@ struct AttentionKernels {
   Kernel<AttentionGradParams> backward_rows, backward, backward_reduce;
 };
 
+// Linear attention and the delta rule. Forward: three passes. Backward: the first two of them, then
+// its own three, then the sums over heads that share an input.
+struct LinearKernels {
+  Kernel<LinearParams> states, scan, forward, step;
+  Kernel<LinearGradParams> grad_states, grad_scan, backward;
+  Kernel<LinearGradParams> delta_backward;
+  Kernel<HeadSumParams> head_sum;
+};
+
 struct Kernels {
   const char* name;
   AttentionKernels attention[kDtypes];  // by storage dtype
+  LinearKernels linear[2];              // computes in float, in double
 };
 
 }  // namespace attn

@@ -21,6 +21,16 @@ namespace {
 #include "cpu/attention_backward_keys.h"
 #include "cpu/attention_backward.h"
 #include "cpu/attention_backward_reduce.h"
+#include "cpu/linear_features.h"
+#include "cpu/linear_scores.h"
+#include "cpu/linear_pass.h"
+#include "cpu/linear_forward.h"
+#include "cpu/linear_step.h"
+#include "cpu/linear_backward.h"
+#include "cpu/linear_backward_queries.h"
+#include "cpu/linear_backward_keys.h"
+#include "cpu/delta_backward.h"
+#include "cpu/head_sum.h"
 // clang-format on
 
 #define ATTN_STRING_(name) #name
@@ -38,6 +48,13 @@ constexpr AttentionKernels attention_kernels() {
           entry<AttentionBackwardReduce<Compute<E>>>()};
 }
 
+template <class A>
+constexpr LinearKernels linear_kernels() {
+  return {entry<LinearStates<A>>(),   entry<LinearScan<A>>(),       entry<LinearForward<A>>(),
+          entry<LinearStep<A>>(),     entry<LinearGradStates<A>>(), entry<LinearGradScan<A>>(),
+          entry<LinearBackward<A>>(), entry<DeltaBackward<A>>(),    entry<HeadSum<A>>()};
+}
+
 }  // namespace
 
 #if defined(ATTN_BFLOAT16_PAIRS)
@@ -50,7 +67,8 @@ void use_bfloat16_pairs(Kernels& kernels) {
 extern const Kernels kernels;
 const Kernels kernels = {ATTN_STRING(ATTN_ISA),
                          {attention_kernels<float>(), attention_kernels<double>(),
-                          attention_kernels<float>(), attention_kernels<float>()}};
+                          attention_kernels<float>(), attention_kernels<float>()},
+                         {linear_kernels<float>(), linear_kernels<double>()}};
 #endif
 
 }  // namespace ATTN_ISA

@@ -10,6 +10,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "core/linear_params.h"
 #include "core/params.h"
 #include "cpu/arena.h"
 #include "cpu/cpu_info.h"
