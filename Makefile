@@ -20,7 +20,7 @@ SOURCES := $(shell find csrc -type f \( -name '*.h' -o -name '*.cpp' -o -name '*
 CXX_FILES := $(shell find csrc tests -type f \( -name '*.h' -o -name '*.cpp' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh' \) 2>/dev/null)
 LINTERS := $(shell sed -nE 's/^ *"((ruff|clang-format)==[^"]+)",.*/\1/p' pyproject.toml)
 
-.PHONY: demo test test-cpp test-aarch64 test-python test-cuda-emulation bench build lint format clean
+.PHONY: demo test test-cpp test-aarch64 test-python test-cuda-emulation test-cuda mutate-cuda bench build lint format clean
 .DELETE_ON_ERROR:
 
 demo: build $(STAMPS)/demo
@@ -65,6 +65,16 @@ test-cuda-emulation: build $(STAMPS)/test
 	$(MAKE) $(EMULATION) emulator
 	ATTENTION_EXT_EMULATION=plain $(PYTEST) tests/cuda_emulation
 	ATTENTION_EXT_EMULATION=checked $(PYTEST) tests/cuda_emulation
+
+# The same tests on a GPU, and some under compute-sanitizer where it is installed; skipped where there is no GPU.
+test-cuda: build $(STAMPS)/test
+	ATTENTION_EXT_EMULATION=device $(PY) -m pytest tests/cuda_emulation
+	! command -v compute-sanitizer || ATTENTION_EXT_EMULATION=device compute-sanitizer --error-exitcode 1 \
+	  $(PY) -m pytest tests/cuda_emulation -k 'test_shapes or test_terms'
+
+# Plants faults into the CUDA kernels; the emulated tests have to notice each. PART="of a name" for a choice.
+mutate-cuda: test-cuda-emulation
+	$(PY) tests/cuda_emulation/mutate.py $(PART)
 
 # Values and gradients on every lower instruction set of the machine, then all tests on the best.
 # One thread a test: the tests run side by side, and those that are about threads set the number themselves.

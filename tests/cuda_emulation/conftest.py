@@ -3,18 +3,19 @@ import pytest
 
 
 @pytest.fixture
-def emulator():
-    if not emulation.PATH.exists():
-        pytest.skip("the emulated kernels are not built: `make test-cuda-emulation` does it")
-    return emulation.emulator()
+def kernels():
+    if reason := emulation.missing():
+        pytest.skip(reason)
+    return emulation.kernels()
 
 
 @pytest.fixture(autouse=True)
-def emulated(emulator):
-    """Every test runs the emulated kernels, and fails where their checks find something."""
-    before = emulator.calls
-    emulator.set_schedule(0)
-    with emulator.installed():
+def installed(kernels):
+    """Every test runs the CUDA kernels, and fails where the emulator's checks find something."""
+    before = kernels.calls
+    kernels.set_schedule(0)
+    with kernels.installed():
         yield
-    assert emulator.findings() == []
-    assert emulator.calls > before, "the test did not run an emulated kernel"
+    if findings := kernels.findings():
+        pytest.fail("\n".join(findings), pytrace=False)
+    assert kernels.calls > before, "the test did not run a CUDA kernel"

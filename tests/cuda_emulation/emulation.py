@@ -1,6 +1,7 @@
 """The CUDA operators on CPU tensors: the kernels and bindings that ship, compiled for the emulator.
 
-One library per process, plain or checked, as ATTENTION_EXT_EMULATION says (default: plain).
+ATTENTION_EXT_EMULATION chooses one a process: plain (the default), checked, or device, a real GPU that the
+tensors travel to and back.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from unittest import mock
 
 import torch
 
+import attention_ext as ax
 from attention_ext._ops import library
 
 NAMESPACE = "attention_ext_emulation"
@@ -27,10 +29,44 @@ PATH = FOLDER / MODE / "liboperators.so"
 OPERATORS = ("_attention_forward", "_attention_backward", "_pack_mask_bits", "_dropout_keep")
 
 
-class Emulator:
-    """The loaded library: its operators, schedule and findings."""
+class Kernels:
+    """The operators under test, and how many calls they had."""
 
     def __init__(self) -> None:
+        self.calls = 0
+
+    def set_schedule(self, seed: int) -> None:
+        """In which order the emulator runs threads. 0: they take turns; else a random one."""
+
+    def findings(self) -> list[str]:
+        """What the checks found since the last call."""
+        return []
+
+    def run(self, name: str, *args: Any) -> Any:
+        raise NotImplementedError
+
+    def operator(self, name: str) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            self.calls += 1
+            return self.run(name, *args)
+
+        return call
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """While it lasts, attention_ext runs these operators instead of its own."""
+        with (
+            mock.patch.object(library, "forward", self.operator("_attention_forward")),
+            mock.patch.object(library, "backward", self.operator("_attention_backward")),
+            mock.patch.object(library, "pack_mask_bits", self.operator("_pack_mask_bits")),
+            mock.patch.object(library, "dropout_keep", self.operator("_dropout_keep")),
+        ):
+            yield
+
+
+class Emulator(Kernels):
+    def __init__(self) -> None:
+        super().__init__()
         self._definitions = torch.library.Library(NAMESPACE, "DEF")
         for name in OPERATORS:
             schema = str(getattr(torch.ops.attention_ext, name).default._schema)
@@ -41,39 +77,42 @@ class Emulator:
         self._library.emulation_is_checked.restype = ctypes.c_bool
         self._library.emulation_next_diagnostic.restype = ctypes.c_char_p
         assert self._library.emulation_is_checked() == (MODE == "checked")
-        self.calls = 0
 
     def set_schedule(self, seed: int) -> None:
-        """0: threads take turns; else they run in a random order."""
         self._library.emulation_set_seed(seed)
 
     def findings(self) -> list[str]:
-        """What the checks found since the last call."""
         texts = iter(self._library.emulation_next_diagnostic, None)
         return [text.decode() for text in texts]
 
-    def operator(self, name: str) -> Callable[..., Any]:
-        op = getattr(getattr(torch.ops, NAMESPACE), name).default
+    def run(self, name: str, *args: Any) -> Any:
+        return getattr(getattr(torch.ops, NAMESPACE), name).default(*args)
 
-        def call(*args: Any) -> Any:
-            self.calls += 1
-            return op(*args)
 
-        return call
+class Device(Kernels):
+    """The operators of the package on the current CUDA device."""
 
-    @contextmanager
-    def installed(self) -> Iterator[None]:
-        """While it lasts, attention_ext runs these operators instead of its own."""
-        names = {name: self.operator(name) for name in OPERATORS}
-        with (
-            mock.patch.object(library, "forward", names["_attention_forward"]),
-            mock.patch.object(library, "backward", names["_attention_backward"]),
-            mock.patch.object(library, "pack_mask_bits", names["_pack_mask_bits"]),
-            mock.patch.object(library, "dropout_keep", names["_dropout_keep"]),
-        ):
-            yield
+    def run(self, name: str, *args: Any) -> Any:
+        results = getattr(torch.ops.attention_ext, name).default(*_moved(args, "cuda"))
+        return _moved(results, "cpu")
+
+
+def _moved(x: Any, device: str) -> Any:
+    if isinstance(x, torch.Tensor):
+        return x.to(device)
+    return type(x)(_moved(item, device) for item in x) if isinstance(x, (list, tuple)) else x
 
 
 @cache
-def emulator() -> Emulator:
-    return Emulator()
+def kernels() -> Kernels:
+    return Device() if MODE == "device" else Emulator()
+
+
+def missing() -> str | None:
+    """Why the kernels can't run here, if they can't."""
+    if MODE == "device":
+        if not torch.cuda.is_available():
+            return "torch finds no CUDA device"
+        built = ax.build_info()["cuda"]
+        return None if built.startswith("built for") else f"the CUDA kernels were {built}"
+    return None if PATH.exists() else "the emulated kernels are not built: `make test-cuda-emulation` does it"

@@ -21,8 +21,8 @@ ALL = STORED if CHECKED else (*STORED, (torch.float16, 0))
 
 
 @pytest.fixture
-def schedule(request, emulator):
-    emulator.set_schedule(request.param)
+def schedule(request, kernels):
+    kernels.set_schedule(request.param)
 
 
 def variants(cases):
@@ -105,6 +105,21 @@ def test_scores_as_large_as_a_mask_of_minus_1e9(sinks):
     assert_near(*make_qkv(shape), bias=bias, return_lse=False, **options)
 
 
+@pytest.mark.parametrize("name", ["key", "value"])
+def test_masked_nan_reaches_nothing(name):
+    tensors = dict(zip(("query", "key", "value"), make_qkv(Shape(1, 2, 1, 70, 131, 8, 8)), strict=True))
+    bias = torch.zeros(1, 2, 70, 131)
+    bias[..., 64] = -torch.inf
+    results = []
+    for bad in (0.0, torch.nan):
+        tensors[name][0, 0, [64, 100]] = bad
+        leaves = {n: t.clone().requires_grad_() for n, t in tensors.items()}
+        mask = masks.Dense(torch.arange(131) != 100) & masks.SlidingWindow(60, 3)
+        out = ax.attention(**leaves, mask=mask, bias=bias)
+        results.append([out, *torch.autograd.grad(out.sum(), list(leaves.values()))])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
 @pytest.mark.parametrize("shape", EMPTY_SHAPES.values(), ids=EMPTY_SHAPES)
 def test_empty_shapes(shape):
     terms = {"bias": torch.randn(1, 2, 1, shape.Lk), "sinks": torch.randn(2), "alibi_slopes": torch.rand(2)}
@@ -131,7 +146,7 @@ def test_one_gradient_alone(name):
     assert torch.equal(*gradients)
 
 
-def test_results_do_not_depend_on_the_schedule(emulator):
+def test_results_do_not_depend_on_the_schedule(kernels):
     shape = SHAPES["odd"]
     inputs = make_qkv(shape, requires_grad=True)
     terms = TERMS["everything"](shape, torch.float32)
@@ -141,11 +156,22 @@ def test_results_do_not_depend_on_the_schedule(emulator):
             inputs = (*inputs, t)
     results = []
     for seed in (0, 1, 2, 3):
-        emulator.set_schedule(seed)
+        kernels.set_schedule(seed)
         out, lse = ax.attention(*inputs[:3], mask=masks.Causal(), **terms, return_lse=True)
         results.append([out, lse, *torch.autograd.grad(out.sum() + lse.sum(), inputs)])
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_gradcheck():
+    query, key, value = make_qkv(Shape(1, 2, 1, 2, 3, 2, 2), torch.float64, requires_grad=True)
+    bias, sinks = (torch.randn(n, dtype=torch.float64, requires_grad=True) for n in ((2, 1, 3), (2,)))
+
+    def function(query, key, value, bias, sinks):
+        options = {"mask": masks.Causal(), "bias": bias, "sinks": sinks, "softcap": 2.0}
+        return ax.attention(query, key, value, **options, return_lse=True)
+
+    assert torch.autograd.gradcheck(function, (query, key, value, bias, sinks))
 
 
 def test_the_bias_gradient_in_several_slots():
