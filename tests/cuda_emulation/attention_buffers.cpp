@@ -52,8 +52,9 @@ void cuda_emulation::declare_buffers(const attn::cuda::AttentionCall& p) {
   buffers.add("dk", p.dk, key, true);
   buffers.add("dv", p.dv, value, true);
   buffers.add("dbias", p.dbias, p.bias_size, true);
-  buffers.add("dsinks", p.dsinks, head, true);
-  buffers.add("dalibi_slopes", p.dalibi_slopes, head, true);
+  const int64_t sinks[4] = {1, p.Hq, 1, 1}, slopes[4] = {p.alibi_per_batch ? p.B : 1, p.Hq, 1, 1};
+  buffers.add("dsinks", p.dsinks, sinks, true);
+  buffers.add("dalibi_slopes", p.dalibi_slopes, slopes, true);
 
   const attn::Mask& mask = p.mask;
   buffers.add("band_offset", mask.band_offset, p.B * 8, false);

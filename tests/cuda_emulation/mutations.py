@@ -11,7 +11,7 @@ class Mutation(NamedTuple):
     old: str
     new: str
     noticed: str  # "values", or the kind of the checks' finding
-    tests: str  # of pytest -k
+    tests: str  # of pytest -k; float32 ones, as only those kernels are built anew
     occurrence: int = 1
 
 
@@ -24,7 +24,7 @@ BARRIER = "__syncthreads();"
 
 
 def without_barrier(name: str, file: str, occurrence: int, tests: str = SHAPES) -> Mutation:
-    return Mutation(f"no barrier {name}", file, BARRIER, "", "race", tests, occurrence)
+    return Mutation(f"no barrier {name}", file, BARRIER, ";", "race", tests, occurrence)
 
 
 def wrong(name: str, file: str, old: str, new: str, tests: str = SHAPES, occurrence: int = 1) -> Mutation:
@@ -34,7 +34,7 @@ def wrong(name: str, file: str, old: str, new: str, tests: str = SHAPES, occurre
 MUTATIONS = [
     without_barrier("after rows are loaded", TILE, 1),
     without_barrier("after a product", TILE, 2),
-    without_barrier("before the weights are read", TILE, 3),
+    without_barrier("before the maps are read", TILE, 3, "test_terms and float32 and bias"),
     without_barrier("after values are loaded", TILE, 4),
     without_barrier("after a weighted sum", TILE, 5),
     without_barrier("between maps of the statistics", FORWARD, 1, "test_scores_as_large"),
@@ -109,30 +109,42 @@ MUTATIONS = [
         FORWARD,
         "sum[r] = sink == -infinity<T>() ? 0 : 1;",
         "sum[r] = 0;",
-        "test_terms and sinks",
+        "test_terms and float32 and sinks",
     ),
     wrong(
         "softcap without its derivative",
         SCORES,
         "softcap_derivative(t, T(1))",
         "T(1)",
-        "test_terms and softcap",
+        "test_terms and float32 and softcap",
     ),
-    wrong("distances from the top", SCORES, "i + p.score.alibi_offset - j", "i - j", "test_terms and alibi"),
+    wrong(
+        "distances from the top",
+        SCORES,
+        "i + p.score.alibi_offset - j",
+        "i - j",
+        "test_terms and float32 and alibi",
+    ),
     wrong(
         "a neighbour's draw",
         SCORES,
         "j0 / 4 + thread_column()",
         "j0 / 4 + thread_column() / 2",
-        "test_terms and dropout",
+        "test_terms and float32 and dropout",
     ),
-    wrong("dropout not scaled back", GRADIENTS, "? keep_scale : 0", "? 1 : 0", "test_terms and dropout"),
+    wrong(
+        "dropout not scaled back",
+        GRADIENTS,
+        "? keep_scale : 0",
+        "? 1 : 0",
+        "test_terms and float32 and dropout",
+    ),
     wrong(
         "a masked bias still counts",
         SCORES,
         "counts ? value + added : -infinity<T>()",
         "value + (counts ? added : T(0))",
-        "test_terms and bias_masks",
+        "test_terms and float32 and bias_masks",
     ),
     wrong(
         "the band ends a key late",
