@@ -52,6 +52,15 @@ LIBRARY = "attention_ext.libattention_ext"
 ARCHITECTURES = "7.5;8.0;9.0+PTX;10.0;12.0+PTX"
 
 
+def architectures() -> str | None:
+    """What TORCH_CUDA_ARCH_LIST has to be: torch fails without it or a GPU to ask. None: ask the GPU."""
+    if given := os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        return given
+    if not {"editable_wheel", "develop", "--inplace"} & set(sys.argv):
+        return ARCHITECTURES
+    return None if torch.cuda.is_available() else "8.0+PTX"
+
+
 def cuda_status(sources: list[str]) -> tuple[bool, str]:
     """Whether to compile CUDA sources, and one line that says why (not)."""
     mode = os.environ.get("ATTENTION_EXT_CUDA", "auto").strip().lower()
@@ -71,15 +80,7 @@ def cuda_status(sources: list[str]) -> tuple[bool, str]:
         return False, f"not built: {missing}"
     if not sources:
         return False, "not built: this version has no CUDA kernels"
-    return True, f"built for torch's CUDA {torch.version.cuda}"
-
-
-def set_architectures() -> None:
-    """TORCH_CUDA_ARCH_LIST, unless it is set: torch fails without it or a GPU to ask."""
-    development = {"editable_wheel", "develop", "--inplace"} & set(sys.argv)
-    if os.environ.get("TORCH_CUDA_ARCH_LIST") or (development and torch.cuda.is_available()):
-        return
-    os.environ["TORCH_CUDA_ARCH_LIST"] = "8.0+PTX" if development else ARCHITECTURES
+    return True, f"built for torch's CUDA {torch.version.cuda} and {architectures() or 'the GPU'}"
 
 
 class BuildExtension(cpp_extension.BuildExtension):
@@ -149,8 +150,8 @@ def project_version() -> str:
 cuda_sources = sorted(glob("csrc/cuda/**/*.cu", recursive=True))
 with_cuda, cuda_line = cuda_status(cuda_sources)
 print(f"attention_ext: CUDA {cuda_line}", file=sys.stderr)
-if with_cuda:
-    set_architectures()
+if with_cuda and (chosen := architectures()):
+    os.environ["TORCH_CUDA_ARCH_LIST"] = chosen
 os.environ.setdefault("MAX_JOBS", str(len(os.sched_getaffinity(0))))
 
 setup(
