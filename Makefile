@@ -20,13 +20,13 @@ SOURCES := $(shell find csrc -type f \( -name '*.h' -o -name '*.cpp' -o -name '*
 CXX_FILES := $(shell find csrc tests -type f \( -name '*.h' -o -name '*.cpp' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh' \) 2>/dev/null)
 LINTERS := $(shell sed -nE 's/^ *"((ruff|clang-format)==[^"]+)",.*/\1/p' pyproject.toml)
 
-.PHONY: demo test test-cpp test-aarch64 test-python bench build lint format clean
+.PHONY: demo test test-cpp test-aarch64 test-python test-cuda-emulation test-cuda mutate-cuda bench build lint format clean
 .DELETE_ON_ERROR:
 
 demo: build $(STAMPS)/demo
 	$(PY) examples/demo.py
 
-test: build $(STAMPS)/test test-cpp test-aarch64 test-python
+test: build $(STAMPS)/test test-cpp test-aarch64 test-cuda-emulation test-python
 
 bench: build $(STAMPS)/bench
 	$(PY) -m benchmarks.run $(BENCH_ARGS)
@@ -56,6 +56,26 @@ test-cpp:
 test-aarch64:
 	$(MAKE) -C tests/cpp -j$(MAX_JOBS) aarch64
 
+# The CUDA kernels on the CPU, from their own source: first plain, in two schedules, then checked for races and
+# wrong accesses. Needs neither nvcc nor a GPU.
+EMULATION := PYTHON=$(abspath $(PY)) -C tests/cuda_emulation
+test-cuda-emulation: export OMP_NUM_THREADS := 1
+test-cuda-emulation: build $(STAMPS)/test
+	$(MAKE) $(EMULATION) -j$(MAX_JOBS) libraries
+	$(MAKE) $(EMULATION) emulator
+	ATTENTION_EXT_EMULATION=plain $(PYTEST) tests/cuda_emulation
+	ATTENTION_EXT_EMULATION=checked $(PYTEST) tests/cuda_emulation
+
+# The same tests on a GPU, and some under compute-sanitizer where it is installed; skipped where there is no GPU.
+test-cuda: build $(STAMPS)/test
+	ATTENTION_EXT_EMULATION=device $(PY) -m pytest tests/cuda_emulation
+	! command -v compute-sanitizer || ATTENTION_EXT_EMULATION=device compute-sanitizer --error-exitcode 1 \
+	  $(PY) -m pytest tests/cuda_emulation -k 'test_shapes or test_terms'
+
+# Plants faults into the CUDA kernels; the emulated tests have to notice each. PART="of a name" for a choice.
+mutate-cuda: test-cuda-emulation
+	$(PY) tests/cuda_emulation/mutate.py $(PART)
+
 # Values and gradients on every lower instruction set of the machine, then all tests on the best.
 # One thread a test: the tests run side by side, and those that are about threads set the number themselves.
 test-python: export OMP_NUM_THREADS := 1
@@ -65,7 +85,7 @@ test-python: build $(STAMPS)/test
 	  echo "values and gradients on $$c"; \
 	  ATTENTION_EXT_CPU_CAPABILITY=$$c $(PYTEST) -m 'not once' $(VALUE_TESTS); \
 	done
-	$(PYTEST) tests
+	$(PYTEST) tests --ignore=tests/cuda_emulation
 
 $(PY):
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or later is needed" if sys.version_info < (3, 10) else 0)'

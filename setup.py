@@ -8,6 +8,8 @@ No file has flags of its own: csrc/cpu/isa_*.cpp choose their instruction set by
 is the baseline of the architecture, so that one build serves every machine.
 
 Environment: ATTENTION_EXT_CUDA=auto|0|1, TORCH_CUDA_ARCH_LIST, MAX_JOBS. ninja and ccache are used if there.
+Without TORCH_CUDA_ARCH_LIST a development build (editable or in place) takes one CUDA architecture, the
+GPU's or sm_80, any other build those of ARCHITECTURES.
 """
 
 import os
@@ -46,6 +48,17 @@ MODULE = "csrc/bindings/module.cpp"
 # They measure this machine, for the benchmarks; the operators don't need them.
 PROBES = ["csrc/cpu/fma_peak.cpp", "csrc/cpu/read_bandwidth.cpp"]
 LIBRARY = "attention_ext.libattention_ext"
+# sm_75 for the plain kernels; PTX of the last two families for what comes after them.
+ARCHITECTURES = "7.5;8.0;9.0+PTX;10.0;12.0+PTX"
+
+
+def architectures() -> str | None:
+    """What TORCH_CUDA_ARCH_LIST has to be: torch fails without it or a GPU to ask. None: ask the GPU."""
+    if given := os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        return given
+    if not {"editable_wheel", "develop", "--inplace"} & set(sys.argv):
+        return ARCHITECTURES
+    return None if torch.cuda.is_available() else "8.0+PTX"
 
 
 def cuda_status(sources: list[str]) -> tuple[bool, str]:
@@ -67,7 +80,7 @@ def cuda_status(sources: list[str]) -> tuple[bool, str]:
         return False, f"not built: {missing}"
     if not sources:
         return False, "not built: this version has no CUDA kernels"
-    return True, f"built for torch's CUDA {torch.version.cuda}"
+    return True, f"built for torch's CUDA {torch.version.cuda} and {architectures() or 'the GPU'}"
 
 
 class BuildExtension(cpp_extension.BuildExtension):
@@ -92,17 +105,23 @@ class BuildExtension(cpp_extension.BuildExtension):
 
 
 def operator_library(cuda_sources: list[str]) -> Extension:
-    sources = sorted({*glob("csrc/cpu/*.cpp"), *glob("csrc/bindings/*.cpp")} - {MODULE, *PROBES})
+    cuda_bindings = glob("csrc/bindings/*_cuda.cpp")
+    sources = sorted(
+        {*glob("csrc/cpu/*.cpp"), *glob("csrc/bindings/*.cpp")} - {MODULE, *PROBES, *cuda_bindings}
+    )
     defines = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}"]
     extension, cuda_flags = cpp_extension.CppExtension, {}
     if cuda_sources:
         extension, defines = cpp_extension.CUDAExtension, [*defines, "-DUSE_CUDA"]
-        cuda_flags = {"nvcc": ["-O3", "-std=c++20", "--expt-relaxed-constexpr", "-lineinfo", *defines]}
+        cuda_flags = {"nvcc": ["-O3", "-std=c++20", "-Xcompiler", "-fvisibility=hidden"]}
+        sources += sorted(cuda_bindings)
     ext = extension(
         LIBRARY,
         [*sources, *cuda_sources],
         include_dirs=[str(ROOT / "csrc")],
-        depends=sorted(glob("csrc/**/*.h", recursive=True) + glob("csrc/**/*.inl", recursive=True)),
+        depends=sorted(
+            path for end in ("h", "inl", "cuh") for path in glob(f"csrc/**/*.{end}", recursive=True)
+        ),
         extra_compile_args={"cxx": [*FLAGS, *defines], **cuda_flags},
         extra_link_args=["-Wl,--as-needed", "-Wl,-z,defs"],
     )
@@ -131,8 +150,8 @@ def project_version() -> str:
 cuda_sources = sorted(glob("csrc/cuda/**/*.cu", recursive=True))
 with_cuda, cuda_line = cuda_status(cuda_sources)
 print(f"attention_ext: CUDA {cuda_line}", file=sys.stderr)
-if with_cuda and not os.environ.get("TORCH_CUDA_ARCH_LIST"):  # torch fails without it or a GPU to ask
-    os.environ["TORCH_CUDA_ARCH_LIST"] = "8.0;8.6;8.9;9.0;10.0;12.0+PTX"
+if with_cuda and (chosen := architectures()):
+    os.environ["TORCH_CUDA_ARCH_LIST"] = chosen
 os.environ.setdefault("MAX_JOBS", str(len(os.sched_getaffinity(0))))
 
 setup(

@@ -1,0 +1,30 @@
+// The attention operators on CUDA devices, as host code calls them. Kernels run on `stream`, in
+// order, and don't wait for it; std::runtime_error if one does not start.
+#pragma once
+
+#include "core/params.h"
+
+namespace attn::cuda {
+
+using Stream = void*;  // cudaStream_t
+
+// One call on a device: all pointers, those of the mask included, are the device's. Forward uses
+// the part that is AttentionParams.
+struct AttentionCall : AttentionGradParams {
+  const int64_t* dropout_seed = nullptr;  // read by the kernels, instead of dropout.seed
+};
+
+// The workspace of a backward call: sets plan.row_blocks, plan.chunks and plan.bias_slots, which
+// size sink_partial, alibi_partial and dbias_partial. Of the workspace it uses these, row_lse and
+// row_delta; dbias_partial only for more than one slot.
+void plan_attention_backward(AttentionCall& call);
+
+// out and lse. T: what is computed in, float or double.
+template <class T>
+void attention_forward(const AttentionCall& call, Stream stream);
+
+// The gradients whose views are not null.
+template <class T>
+void attention_backward(const AttentionCall& call, Stream stream);
+
+}  // namespace attn::cuda

@@ -1,0 +1,130 @@
+// The scores of one tile: which pairs count, and what a pair's score is.
+#pragma once
+
+#include <cmath>
+
+#include "cuda/attention.h"
+#include "cuda/tile.cuh"
+
+namespace attn::cuda {
+
+enum class TileKind { kSkip, kFull, kPartial };
+
+template <class T>
+ATTN_DEVICE T infinity() {
+  return static_cast<T>(INFINITY);
+}
+
+// One head of one batch row, and what a score in it is made of.
+template <class T>
+struct HeadScores {
+  const AttentionCall& p;
+  int64_t b, h;
+  Rows query, key;
+  T scale, softcap, slope;
+  Dropout dropout;
+
+  ATTN_DEVICE HeadScores(const AttentionCall& call, int64_t batch, int64_t head)
+      : p(call),
+        b(batch),
+        h(head),
+        query(rows_of(p.query, b, h, p.Lq, p.D)),
+        key(rows_of(p.key, b, h / p.group(), p.Lk, p.D)),
+        scale(static_cast<T>(p.score.scale)),
+        softcap(static_cast<T>(p.score.softcap)),
+        slope(p.alibi_slopes ? load_element<T>(p.alibi_slopes.at(b, h, 0), p.alibi_slopes.dtype)
+                             : T(0)),
+        dropout(p.dropout) {
+    if (p.dropout_seed) dropout.seed = static_cast<uint64_t>(*p.dropout_seed);
+  }
+
+  // The keys that rows of the tile at i0 may see. Tensors of a mask may hold anything: no key
+  // beyond Lk is read.
+  ATTN_DEVICE Range keys_of_tile(int64_t i0) const {
+    const Range keys = p.mask.key_range(b, {i0, min64(i0 + kTile, p.Lq)});
+    return {max64(keys.begin, 0) / kTile * kTile, min64(keys.end, p.Lk)};
+  }
+  ATTN_DEVICE Range queries_of_tile(int64_t j0) const {
+    const Range rows = p.mask.query_range(b, {j0, min64(j0 + kTile, p.Lk)});
+    return {max64(rows.begin, 0) / kTile * kTile, min64(rows.end, p.Lq)};
+  }
+
+  // Fills memory.maps unless the tile is full. All threads come, and get the same answer.
+  template <class Memory>
+  ATTN_DEVICE TileKind map_tile(int64_t i0, int64_t j0, Memory& memory) const {
+    if (!p.bias && i0 + kTile <= p.Lq && j0 + kTile <= p.Lk &&
+        p.mask.covers(b, {i0, i0 + kTile}, {j0, j0 + kTile}))
+      return TileKind::kFull;
+    uint64_t map = 0;
+    if (threadIdx.x < kTile) {
+      const int64_t i = i0 + threadIdx.x;
+      if (i < p.Lq) map = p.mask.row_map(b, h, i, j0) & bits_between(0, p.Lk - j0);
+      memory.maps[threadIdx.x] = map;
+    }
+    return __syncthreads_or(map != 0) ? TileKind::kPartial : TileKind::kSkip;
+  }
+
+  // A pair's score from its product, but for the bias; *cap_derivative is that of the softcap.
+  ATTN_DEVICE T score(int64_t i, int64_t j, T product, T* cap_derivative) const {
+    T s = product * scale;
+    *cap_derivative = 1;
+    if (softcap != 0) {
+      const T t = std::tanh(s / softcap);
+      s = softcap_value(t, softcap);
+      *cap_derivative = softcap_derivative(t, T(1));
+    }
+    if (p.alibi_slopes) s += alibi_value(slope, alibi_distance(i, j));
+    return s;
+  }
+
+  ATTN_DEVICE T alibi_distance(int64_t i, int64_t j) const {
+    const int64_t distance = i + p.score.alibi_offset - j;
+    return static_cast<T>(distance < 0 ? -distance : distance);
+  }
+
+  ATTN_DEVICE T bias(int64_t i, int64_t j) const {
+    return load_element<T>(p.bias.at(b, h, i, j), p.bias.dtype);
+  }
+
+  // Products of queries and keys become scores, -inf for pairs that don't count. In a partial tile
+  // with a bias, memory.seen gets the row maps without the pairs that the bias masks.
+  template <class Memory>
+  ATTN_DEVICE void scores(T (&s)[kMicro][kMicro], T (&cap_derivative)[kMicro][kMicro], int64_t i0,
+                          int64_t j0, TileKind kind, Memory& memory) const {
+    ATTN_UNROLL
+    for (int r = 0; r < kMicro; ++r) {
+      const int row = thread_row() * kMicro + r, first = thread_column() * kMicro;
+      const uint64_t map = kind == TileKind::kFull ? ~uint64_t{0} : memory.maps[row];
+      uint64_t seen = 0;
+      ATTN_UNROLL
+      for (int c = 0; c < kMicro; ++c) {
+        const int64_t i = i0 + row, j = j0 + first + c;
+        T value = -infinity<T>();
+        if (map >> (first + c) & 1) {
+          value = score(i, j, s[r][c], &cap_derivative[r][c]);
+          const T added = p.bias ? bias(i, j) : T(0);
+          const bool counts = added != -infinity<T>();
+          value = counts ? value + added : -infinity<T>();
+          seen |= uint64_t{counts} << (first + c);
+        }
+        s[r][c] = value;
+      }
+      if (!p.bias) continue;
+      seen = across_columns(seen, [](uint64_t x, uint64_t y) { return x | y; });
+      if (thread_column() == 0) memory.seen[row] = seen;
+    }
+  }
+
+  // The row maps that memory holds after scores(), null where all pairs count.
+  template <class Memory>
+  ATTN_DEVICE const uint64_t* seen_maps(TileKind kind, Memory& memory) const {
+    return kind == TileKind::kFull ? nullptr : p.bias ? memory.seen : memory.maps;
+  }
+
+  // Bit c: the weight of key j0 + 4 tx + c is kept.
+  ATTN_DEVICE uint32_t kept(int64_t i, int64_t j0) const {
+    return dropout.active() ? dropout.keep4(b, h, i, j0 / 4 + thread_column()) : 0xf;
+  }
+};
+
+}  // namespace attn::cuda

@@ -1,0 +1,88 @@
+"""Plants the faults of mutations.py into copies of the kernels, one at a time: each must be noticed.
+
+python mutate.py [part of a name]      Needs the built libraries; prints one line a fault.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from mutations import MUTATIONS, Mutation
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+BUILD = ROOT / "build" / "cuda_emulation"
+# Not built anew: what the tests of the mutations, all in float32, have no use for.
+UNCHANGED = ("attention_double.o", "elementwise.o")
+
+
+def plant(mutation: Mutation, kernels: Path) -> None:
+    shutil.copytree(ROOT / "csrc" / "cuda", kernels)
+    path = kernels / mutation.file
+    text = path.read_text()
+    if text.count(mutation.old) < mutation.occurrence:
+        raise SystemExit(f"{mutation.name}: {mutation.file} does not contain {mutation.old!r}")
+    parts = text.split(mutation.old)
+    at = mutation.occurrence
+    path.write_text(mutation.old.join(parts[:at]) + mutation.new + mutation.old.join(parts[at:]))
+
+
+def run(mutation: Mutation, folder: Path) -> str:
+    """What was noticed: "values", the kind of a finding, or "nothing"."""
+    plant(mutation, folder / "cuda")
+    mode = "plain" if mutation.noticed == "values" else "checked"
+    (folder / mode).mkdir()
+    for name in UNCHANGED:
+        shutil.copy(BUILD / mode / name, folder / mode / name)
+    build = [
+        "make", "-s", "-C", str(HERE), f"PYTHON={sys.executable}", f"OUT={BUILD}",
+        f"KERNELS={folder / 'cuda'}", f"KERNEL_OUT={folder}", f"{folder}/{mode}/liboperators.so",
+    ]  # fmt: skip
+    subprocess.run(build, check=True, stdout=subprocess.DEVNULL)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-x",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        mutation.tests,
+        str(HERE),
+    ]
+    environment = {
+        "ATTENTION_EXT_EMULATION": mode,
+        "ATTENTION_EXT_EMULATION_FOLDER": str(folder),
+        "OMP_NUM_THREADS": "1",
+    }
+    result = subprocess.run(command, env=os.environ | environment, cwd=ROOT, capture_output=True, text=True)
+    if result.returncode == 0:
+        return "nothing"
+    if result.returncode != 1:
+        raise SystemExit(f"{mutation.name}: the tests did not run\n{result.stdout}{result.stderr}")
+    if mutation.noticed != "values":
+        return mutation.noticed if f"{mutation.noticed}: " in result.stdout else "something else"
+    return "values"
+
+
+def main() -> None:
+    wanted = [m for m in MUTATIONS if all(part in m.name for part in sys.argv[1:])]
+    missed = 0
+    for mutation in wanted:
+        with tempfile.TemporaryDirectory() as folder:
+            found = run(mutation, Path(folder))
+        missed += found != mutation.noticed
+        verdict = "noticed" if found == mutation.noticed else "MISSED"
+        print(f"{verdict:8} {mutation.name}: expected {mutation.noticed}, found {found}", flush=True)
+    print(f"{len(wanted)} faults, {missed} missed")
+    sys.exit(missed != 0)
+
+
+if __name__ == "__main__":
+    main()

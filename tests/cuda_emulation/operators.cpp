@@ -1,0 +1,31 @@
+// The CUDA operators on CPU tensors: the kernels and bindings that ship, on the emulator. Python
+// defines the schemas (conftest.py); the emulator's options and findings are plain C functions.
+#include <cuda_emulation.h>
+
+#include "bindings/attention_cuda.h"
+#include "bindings/device_tensor_cuda.h"
+
+attn::DeviceScope::DeviceScope(const Tensor&) {}
+
+STABLE_TORCH_LIBRARY_IMPL(attention_ext_emulation, CPU, m) {
+  m.impl("_attention_forward", TORCH_BOX(&attn::cuda::attention_forward));
+  m.impl("_attention_backward", TORCH_BOX(&attn::cuda::attention_backward));
+  m.impl("_pack_mask_bits", TORCH_BOX(&attn::cuda::pack_mask_bits));
+  m.impl("_dropout_keep", TORCH_BOX(&attn::cuda::dropout_keep));
+}
+
+#define ATTN_EXPORT extern "C" __attribute__((visibility("default")))
+
+ATTN_EXPORT void emulation_set_seed(uint64_t seed) { cuda_emulation::options().seed = seed; }
+
+ATTN_EXPORT bool emulation_is_checked() { return cuda_emulation::checked(); }
+
+// Moves the text of the findings to the caller; null when there are no more.
+ATTN_EXPORT const char* emulation_next_diagnostic() {
+  static std::string text;
+  auto& found = cuda_emulation::diagnostics();
+  if (found.empty()) return nullptr;
+  text = found.front().kind + ": " + found.front().text;
+  found.erase(found.begin());
+  return text.c_str();
+}

@@ -1,0 +1,50 @@
+"""Which CUDA architectures a build takes, and that what was built is registered."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.cpp_extension import CUDA_HOME
+
+import attention_ext as ax
+
+ROOT = Path(__file__).resolve().parents[1]
+OPERATORS = ("attention", "_attention_forward", "_attention_backward", "_pack_mask_bits", "_dropout_keep")
+
+needs_nvcc = pytest.mark.skipif(
+    CUDA_HOME is None or torch.version.cuda is None, reason="no nvcc, or a torch without CUDA"
+)
+
+
+def cuda_line(*arguments: str, **environment: str) -> str:
+    env = {name: value for name, value in os.environ.items() if name != "TORCH_CUDA_ARCH_LIST"} | environment
+    command = [sys.executable, "setup.py", *arguments]
+    result = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return next(line for line in result.stderr.splitlines() if line.startswith("attention_ext: CUDA"))
+
+
+@needs_nvcc
+def test_a_release_takes_every_architecture():
+    assert cuda_line("--version").endswith(" and 7.5;8.0;9.0+PTX;10.0;12.0+PTX")
+
+
+@needs_nvcc
+def test_a_development_build_takes_one():
+    line = cuda_line("build_ext", "--inplace", "--help")
+    assert line.endswith(" and the GPU" if torch.cuda.is_available() else " and 8.0+PTX")
+
+
+@needs_nvcc
+def test_a_given_list_is_taken():
+    assert cuda_line("build_ext", "--inplace", "--help", TORCH_CUDA_ARCH_LIST="9.0").endswith(" and 9.0")
+    assert cuda_line("--version", TORCH_CUDA_ARCH_LIST="8.6").endswith(" and 8.6")
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_cuda_kernels_are_registered_as_built(name):
+    built = ax.build_info()["cuda"].startswith("built for")
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"attention_ext::{name}", "CUDA") == built
