@@ -74,9 +74,6 @@ struct Mask {
 
   ATTN_HD int64_t offset(int64_t b) const { return band_offset ? band_offset[b] : 0; }
 
-  // Bits and tiles are read whole from blocks of keys that begin at a multiple of 64.
-  ATTN_HD bool has_aligned_blocks() const { return bits || table; }
-
   // A query's keys by band and length: a superset of those it may see, exact without dilation, bit
   // map and table.
   ATTN_HD Range row_interval(int64_t b, int64_t i) const { return key_range(b, {i, i + 1}); }
