@@ -164,7 +164,7 @@ class AttentionForward {
       return Range{begin, min64(begin + kKeyBlock, keys.end)};
     };
     for (Range block = next(keys.begin), after; !block.empty(); block = after) {
-      after = next(block.end);
+      after = next(block.begin + kKeyBlock);
       prefetch_rows(p_.key, b_, hkv_, after, p_.D);
       prefetch_rows(p_.value, b_, hkv_, after, p_.Dv);
       visit_block(block, tiles);
