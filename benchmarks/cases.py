@@ -112,6 +112,8 @@ class Case:
     """One thing to measure.
 
     op: attention            shape says all
+        linear_attention     causal, feature map elu + 1, normalised
+        delta_rule           with keys of length 1 and a beta per token
         multihead_attention  the layer, of width E = H * D; forward is eval, both a training step
     passes: backward and both make the gradients of all inputs (of the layer: of its weights as well)
     layout: BLHD are views (B, H, L, D) of tensors that lie as (B, L, H, D)
@@ -168,8 +170,13 @@ class Case:
 
     @property
     def flops(self) -> float:
-        """Two products forward, five backward; what is masked does not count. The layer's projections do."""
+        """Two products forward, five backward; what is masked does not count. The layer's projections do.
+
+        Of the linear family the recurrence: one state written and read per token, twice that backward.
+        """
         s = self.shape
+        if self.op in ("linear_attention", "delta_rule"):
+            return 4.0 * s.B * s.H * s.Lq * s.D * s.Dv * (3.0 if self.grad else 1.0)
         products = 2.0 * s.B * s.H * self.pairs * (s.D + s.Dv) * PRODUCTS[self.passes]
         if self.op != "multihead_attention":
             return products

@@ -76,6 +76,8 @@ def make_inputs(case: Case) -> Inputs:
     grad_out = rows(s.B, s.H, s.Lq, s.Dv) if case.grad else None
     if case.pair_bias:
         tensors["bias"] = randn(1, s.H, s.Lq, s.Lk)
+    if case.op == "delta_rule":
+        tensors["beta"] = torch.rand(s.B, s.H, s.Lq, generator=generator, dtype=dtype)
     return Inputs(tensors, grad_out)
 
 

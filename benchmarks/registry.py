@@ -232,6 +232,34 @@ TWO_THREADS = [
     on_two_threads(Case("backward-causal-one-head", ONE_HEAD, passes="backward", mask=CAUSAL), faster(2.3)),
 ]
 
+N4096 = plain(1, 8, 4096, 64)
+CHUNKS = ("chunks_64", "chunks_128")
+WY_CHUNKS = ("chunks_32", "chunks_64")
+
+LINEAR_ATTENTION = [
+    Case(
+        "linear_attention-forward",
+        N4096,
+        tuple(faster(3, c) for c in CHUNKS),
+        CHUNKS,
+        mask=CAUSAL,
+        headline=True,
+    ),
+    Case(
+        "linear_attention-both",
+        N4096,
+        tuple(faster(2.7, c) for c in CHUNKS),
+        CHUNKS,
+        passes="both",
+        mask=CAUSAL,
+        headline=True,
+    ),
+]
+DELTA_RULE = [
+    Case("delta_rule-forward", N4096, (), WY_CHUNKS, mask=CAUSAL, headline=True),
+    Case("delta_rule-both", N4096, (), WY_CHUNKS, passes="both", mask=CAUSAL, headline=True),
+]
+
 
 def _grouped(heading: str, cases: list[Case], op: str = "attention") -> list[Case]:
     return [replace(case, group=heading, op=op) for case in cases]
@@ -245,6 +273,8 @@ CASES: tuple[Case, ...] = (
     *_grouped("bfloat16 and float16", NARROW),
     *_grouped("Others", OTHERS),
     *_grouped("Two threads", TWO_THREADS),
+    *_grouped("Linear attention", LINEAR_ATTENTION, "linear_attention"),
+    *_grouped("The delta rule", DELTA_RULE, "delta_rule"),
     *_grouped("The layer, of width E = H x D", LAYER, "multihead_attention"),
 )
 
