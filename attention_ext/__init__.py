@@ -8,11 +8,13 @@ from ._C import build as _build
 from ._warnings import UnfusedWarning
 from .functional import attention, merge_attention_states, scaled_dot_product_attention
 from .nn import MultiheadAttention, replace_attention
+from .varlen import attention_varlen
 
 __all__ = [
     "MultiheadAttention",
     "UnfusedWarning",
     "attention",
+    "attention_varlen",
     "build_info",
     "functional",
     "integrations",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _checks
+from . import _checks, varlen
 from ._ops.attention import attention_op
 from .masks import NO_MASK, Mask
 from .merge import merge_attention_states
@@ -44,11 +44,13 @@ def attention(
     Args:
         query: (B, Hq, Lq, D), float32, float64, bfloat16 or float16, any strides. The three may come without
             B, (H, L, D), or without B and H, (L, D); the results are then without them too.
+            All three may be nested tensors of layout torch.jagged, L different in each row: the mask then
+            acts inside each row, bias is None, and the results are nested.
         key: (B, Hkv, Lk, D). Hkv divides Hq; query head h reads key head h // (Hq / Hkv), as in grouped-query
             attention (Ainslie et al. 2023, arXiv:2305.13245).
         value: (B, Hkv, Lk, Dv).
-        mask: one of `attention_ext.masks`, or several joined by &. A query that sees no key has output 0 and
-            gradients 0. A key or value, NaN included, never reaches a query that doesn't see it.
+        mask: one of `attention_ext.masks`, or several joined by &, | and ~. A query that sees no key has
+            output 0 and gradients 0. A key or value, NaN included, never reaches a query that doesn't see it.
         bias: broadcastable to (B, Hq, Lq, Lk), in query's dtype or float32; -inf counts as masked. Its
             gradient has its own shape, and nothing larger is made on the way.
         scale: None is D**-0.5.
@@ -77,6 +79,21 @@ def attention(
 
     Sources: Milakov and Gimelshein 2018 (arXiv:1805.02867), Dao et al. 2022 (arXiv:2205.14135).
     """
+    if isinstance(query, Tensor) and query.is_nested and query.layout is torch.jagged:
+        return varlen.attention_jagged(
+            query,
+            key,
+            value,
+            mask=mask,
+            bias=bias,
+            scale=scale,
+            softcap=softcap,
+            sinks=sinks,
+            alibi_slopes=alibi_slopes,
+            dropout_p=dropout_p,
+            dropout_seed=dropout_seed,
+            return_lse=return_lse,
+        )
     _checks.check_tensors(query, key, value)
     device = query.device
     if device.type != "meta" and torch.is_autocast_enabled(device.type):

@@ -48,9 +48,11 @@ RAW_TABLE = {
     "no_seed": ({"dropout_p": 0.5}, "dropout_seed: expected one int64"),
     "seed": ({"dropout_p": 0.5, "dropout_seed": zeros()}, "dropout_seed: expected one int64"),
     "band": ({"band": [0, 1]}, "band: expected 0 or 6 integers, got 2"),
-    "band_reserved": ({"band": [0, 1, 2, 0, 0, 0]}, "band: expected dilation 1"),
+    "band_dilation": ({"band": [0, 1, 0, 0, 0, 0]}, "band: expected a dilation of at least 1, got 0"),
+    "band_reserved": ({"band": [0, 1, 1, 0, 4, 0]}, "band: expected no global tokens"),
     "row_bounds": ({"row_bounds": int64(0)}, "row_bounds: expected None"),
-    "block_table": ({"block_table": [int64(0)]}, r"block_table: expected \[\]"),
+    "block_table": ({"block_table": [int64(0)]}, "block_table: expected a mask program, got a malformed one"),
+    "block_table_dtype": ({"block_table": [zeros()]}, "block_table: expected contiguous tensors of int64"),
     "lengths_dtype": (
         {"key_lengths": torch.zeros(2, dtype=torch.int32)},
         "key_lengths: expected contiguous int64",

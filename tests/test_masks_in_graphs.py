@@ -5,9 +5,25 @@ import io
 import helpers
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import attention_ext as ax
-from attention_ext.masks import Causal, Dense, Intersection, KeyLengths, KeyPadding, SlidingWindow
+from attention_ext._ops import library
+from attention_ext.masks import (
+    Blocks,
+    Causal,
+    Dense,
+    Dilated,
+    Documents,
+    Global,
+    Intersection,
+    KeyLengths,
+    KeyPadding,
+    Packed,
+    SlidingWindow,
+    Strided,
+    from_function,
+)
 
 CPU = torch.device("cpu")
 KEEP = torch.tensor([[True, False, True], [False, True, True]])
@@ -30,6 +46,12 @@ GRAPH_MASKS = {
     "causal": lambda: Causal(),
     "band": lambda: Causal("top_left") & SlidingWindow(3, None),
     "lengths": lambda: KeyLengths(torch.tensor([2, 9])),
+    "dilated": lambda: Dilated(2, None, 2),
+    "table": lambda: (Causal() | Global([1])) & ~Strided(3),
+    "table_lengths": lambda: Documents(torch.tensor([0, 0, 1, 1, 1, 2, -1, -1, 2])) | KeyLengths([2, 9]),
+    "packed": lambda: Packed(Causal(), [0, 2, 5], [0, 6, 9]),
+    "blocks": lambda: Blocks(torch.rand(4, 2, 3) > 0.4, (4, 3)) & Causal(),
+    "function": lambda: from_function(lambda b, h, q, k: q + h != k, None, 4, 5, 9),
     "all": lambda: (
         Causal() & KeyLengths([2, 9]) & KeyPadding(KEEP.repeat(1, 3)) & Dense(torch.rand(4, 1, 9) > 0.3)
     ),
@@ -90,7 +112,7 @@ def test_export_takes_masks_as_arguments_and_from_outside(name, strict):
     mask, (query, key) = GRAPH_MASKS[name](), query_key()
     expected = attend(query, key, mask)
     other = torch.utils._pytree.tree_map(torch.clone, mask)
-    for tensor in other._tensors():
+    for tensor in other._tensors() if name != "packed" else []:
         tensor.zero_()
     inside = torch.export.export(Attend(mask), (query, key), strict=strict)
     torch.testing.assert_close(inside.module()(query, key), expected)
@@ -100,9 +122,11 @@ def test_export_takes_masks_as_arguments_and_from_outside(name, strict):
     assert all(type(t) is torch.Tensor for t in mask.lower(2, 4, 5, 9, CPU)[1:4] if t is not None)
 
 
-def test_export_keeps_sizes_open():
+@pytest.mark.parametrize(
+    "mask", [Causal() & SlidingWindow(3, None, "top_left"), Strided(2), Causal() | Global(2)], ids=repr
+)
+def test_export_keeps_sizes_open(mask):
     size = {2: torch.export.Dim("Lq", min=2, max=64)}, {2: torch.export.Dim("Lk", min=2, max=64)}
-    mask = Causal() & SlidingWindow(3, None, "top_left")
     program = torch.export.export(Attend(mask), query_key(), dynamic_shapes=size)
     for sizes in [(7, 12), (12, 7)]:
         query, key = query_key(*sizes)
@@ -139,3 +163,57 @@ def test_vmap_sees_the_tensors_inside():
         [attend(q, key, Causal() & Dense(t)) for q, t in zip(queries, tensors, strict=True)]
     )
     torch.testing.assert_close(torch.vmap(lambda q, m: attend(q, key, m))(queries, batched), expected)
+
+
+def test_vmap_sees_the_tensors_inside_tables():
+    query, key = query_key()
+    ids = torch.randint(0, 2, (3, 9))
+    queries = torch.randn(3, *query.shape)
+
+    def one(query, ids):
+        return attend(query, key, Documents(ids) | Global(1))
+
+    expected = torch.stack([one(q, n) for q, n in zip(queries, ids, strict=True)])
+    torch.testing.assert_close(torch.vmap(one)(queries, ids), expected)
+    mask = Causal() | KeyLengths([1, 5])
+    expected = torch.stack([attend(q, key, mask) for q in queries])
+    torch.testing.assert_close(torch.vmap(lambda q: attend(q, key, mask))(queries), expected)
+
+
+@pytest.mark.filterwarnings("ignore::attention_ext.UnfusedWarning")
+def test_derivatives_of_other_kinds_know_tables():
+    query, key = (t.double().requires_grad_() for t in query_key())
+    for mask in (Causal() | Global(1), Dilated(3, 0, 2), Documents(torch.arange(9) // 4) & Causal()):
+        dense = Dense(mask.dense(5, 9))
+        for function in (
+            lambda q, m: torch.func.jvp(lambda q: attend(q, key, m), (q,), (torch.ones_like(q),))[1],
+            lambda q, m: torch.func.grad(lambda q: attend(q, key, m).square().sum())(q),
+            lambda q, m: torch.func.grad(
+                lambda q: torch.func.grad(lambda q: attend(q, key, m).square().sum())(q).square().sum()
+            )(q),
+        ):
+            torch.testing.assert_close(function(query, mask), function(query, dense))
+
+
+@pytest.mark.parametrize("built", [False, True])
+def test_opcheck_with_a_table(built):
+    program = ax.masks._lowering.Program()
+    ((Causal() | Global([1])) & ~KeyLengths([1, 5]))._emit(program)
+    table = program.block_table()
+    if built:
+        table = ax.masks._lowering.lower_program(program, 5, 9)
+        assert len(table) == 6
+    query, key = query_key()
+    call = (query, key, key, [], None, None, None, None, table, None, None, None, 0.3, 0.0, 0.0, None)
+    torch.library.opcheck(library.forward, call)
+    differentiable = (query.requires_grad_(), *call[1:])
+    torch.library.opcheck(library.attention, differentiable)
+    torch.library.opcheck(library.dense_block_table, (table, 2, 4, 5, 9))
+
+
+def test_tables_are_built_where_values_are_known():
+    with (
+        FakeTensorMode(),
+        pytest.raises(NotImplementedError, match="_build_block_table: what it makes depends on values"),
+    ):
+        library.build_block_table([torch.tensor([8, 1, -1, 1])], 4, 4)

@@ -112,6 +112,16 @@ def _fake_pack_mask_bits(keep: Tensor) -> Tensor:
     return keep.new_empty((*keep.shape[:-1], (keep.shape[-1] + 63) // 64), dtype=torch.int64)
 
 
+def _fake_dense_block_table(block_table: list[Tensor], B: int, Hq: int, Lq: int, Lk: int) -> Tensor:
+    return block_table[0].new_empty((B, Hq, Lq, Lk), dtype=torch.bool)
+
+
+def _fake_build_block_table(block_table: list[Tensor], Lq: int, Lk: int) -> list[Tensor]:
+    raise NotImplementedError(
+        "_build_block_table: what it makes depends on values; hand the attention op the program itself"
+    )
+
+
 def _fake_dropout_keep(seed: Tensor, dropout_p: float, B: int, H: int, Lq: int, Lk: int) -> Tensor:
     return seed.new_empty((B, H, Lq, Lk), dtype=torch.bool)
 
@@ -121,4 +131,6 @@ def register() -> None:
     torch.library.register_fake("attention_ext::attention", _fake_forward)
     torch.library.register_fake("attention_ext::_attention_backward", _fake_backward)
     torch.library.register_fake("attention_ext::_pack_mask_bits", _fake_pack_mask_bits)
+    torch.library.register_fake("attention_ext::_build_block_table", _fake_build_block_table)
+    torch.library.register_fake("attention_ext::_dense_block_table", _fake_dense_block_table)
     torch.library.register_fake("attention_ext::_dropout_keep", _fake_dropout_keep)

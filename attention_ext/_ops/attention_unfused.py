@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .. import reference
 from .._warnings import warn_unfused
+from . import library
 from .attention_schema import DIFFERENTIABLE, BackwardCall, Call, accumulator
 
 Gradients = tuple[Tensor | None, ...]
@@ -46,7 +47,7 @@ def attention(call: Call) -> tuple[Tensor, Tensor]:
 
 def _allowed(call: Call) -> Tensor | None:
     """The lowered mask as a bool tensor that broadcasts to (B, Hq, Lq, Lk)."""
-    if list(call.band[2:]) not in ([], [1, 0, 0, 0]) or call.row_bounds is not None or call.block_table:
+    if list(call.band[4:]) not in ([], [0, 0]) or call.row_bounds is not None:
         raise ValueError("attention: this derivative does not know the reserved parts of the mask")
     i = torch.arange(call.query.shape[2], device=call.query.device)[:, None]
     j = torch.arange(call.key.shape[2], device=call.query.device)
@@ -56,11 +57,16 @@ def _allowed(call: Call) -> Tensor | None:
         if call.band_offset is not None:
             distance = distance - call.band_offset[:, None, None, None]
         parts.append((distance >= call.band[0]) & (distance <= call.band[1]))
+        if call.band[2] != 1:
+            parts.append((distance - call.band[3]) % call.band[2] == 0)
     if call.key_lengths is not None:
         parts.append(j < call.key_lengths[:, None, None, None])
     if call.mask_bits is not None:
         words = call.mask_bits.index_select(-1, j // 64)
         parts.append((words >> (j % 64)) & 1 == 1)
+    if call.block_table:
+        sizes = (*call.query.shape[:3], call.key.shape[2])
+        parts.append(library.dense_block_table(call.block_table, *sizes))
     return reduce(and_, parts) if parts else None
 
 

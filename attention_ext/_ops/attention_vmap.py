@@ -82,16 +82,27 @@ def _fold(call: Any, dims: Any, size: int, rows: int, per_sample: list[str] | tu
 
 
 def _goes_one_by_one(call: Any, dims: Any) -> bool:
-    return call.dropout_p > 0 or any(getattr(dims, name) is not None for name in _SHARED)
+    # A block table has its batch inside, where no dimension can be folded into it.
+    return (
+        call.dropout_p > 0
+        or bool(call.block_table)
+        or any(getattr(dims, name) is not None for name in _SHARED)
+    )
 
 
 def _one_by_one(op: Callable[..., tuple[Tensor, ...]], call: Any, dims: Any, size: int) -> Any:
     results = []
     for n in range(size):
-        sample = [t.select(d, n) if isinstance(d, int) else t for t, d in zip(call, dims, strict=True)]
-        results.append(op(*sample))
+        results.append(op(*(_sample(x, dim, n) for x, dim in zip(call, dims, strict=True))))
     stacked = tuple(torch.stack(parts) for parts in zip(*results, strict=True))
     return stacked, (0,) * len(stacked)
+
+
+def _sample(x: Any, dim: Any, n: int) -> Any:
+    """Sample n of a batched argument, which may be a list of tensors."""
+    if isinstance(dim, (list, tuple)):
+        return [_sample(t, d, n) for t, d in zip(x, dim, strict=True)]
+    return x.select(dim, n) if isinstance(dim, int) else x
 
 
 def _sample_shape(call: Any, dims: Any, name: str) -> tuple[int, ...]:
@@ -103,6 +114,14 @@ def _sample_shape(call: Any, dims: Any, name: str) -> tuple[int, ...]:
 
 def _pack_mask_bits_rule(info: Any, in_dims: tuple[Any, ...], keep: Tensor) -> Any:
     return library.pack_mask_bits(keep.movedim(in_dims[0], 0)), 0
+
+
+def _dense_block_table_rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+    results = [
+        library.dense_block_table(*(_sample(x, dim, n) for x, dim in zip(args, in_dims, strict=True)))
+        for n in range(info.batch_size)
+    ]
+    return torch.stack(results), 0
 
 
 # torch.autograd.grad(is_grads_batched=True), and what builds on it, uses torch's first vmap. That one loops
@@ -129,5 +148,6 @@ def register() -> None:
     torch.library.register_vmap(library.attention, forward_rule(library.attention))
     torch.library.register_vmap(library.backward, backward_rule(library.backward))
     torch.library.register_vmap(library.pack_mask_bits, _pack_mask_bits_rule)
+    torch.library.register_vmap(library.dense_block_table, _dense_block_table_rule)
     _library.impl(backward_without_table, _backward_without_table, "CompositeExplicitAutograd")
     _library.impl(library.backward, _backward_in_first_vmap, "Batched")

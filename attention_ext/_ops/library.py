@@ -15,5 +15,7 @@ _ops = torch.ops.attention_ext
 forward = _ops._attention_forward.default
 backward = _ops._attention_backward.default
 pack_mask_bits = _ops._pack_mask_bits.default
+build_block_table = _ops._build_block_table.default
+dense_block_table = _ops._dense_block_table.default
 attention = _ops.attention.default
 dropout_keep = _ops._dropout_keep.default

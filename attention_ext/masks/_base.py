@@ -1,46 +1,60 @@
-"""What all masks share, the lowered form, and the intersection."""
+"""What all masks share, and their algebra: a & b, a | b, ~a."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import reduce
-from operator import and_
+from operator import and_, or_
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .._ops.transforms import register_pytree_class
+from . import _lowering, _tiles
+from ._lowering import NO_MASK, UNBOUNDED, LoweredMask, Program, fitting_table, lower_program, meet
 
-UNBOUNDED = 2**62  # in a band: no limit on this side
 _DENSITY_CHUNK = 2**24  # pairs looked at together
 
 
-class LoweredMask(NamedTuple):
-    """What the operators take: a band, and what restricts it further. Schema: csrc/README.md.
+class Rule(NamedTuple):
+    """A band, without sizes: lower <= j - p <= upper, and j - p is phase modulo dilation.
 
-    band is [] or [lower, upper, dilation, phase, global_tokens, global_shift]: lower <= j - i <= upper.
+    p is i' = i + Lk - Lq, or i where not at_end.
     """
 
-    band: list[int]
-    band_offset: Tensor | None  # int64 (B,), added to i
-    key_lengths: Tensor | None  # int64 (B,), 0..Lk
-    mask_bits: Tensor | None  # int64 (B or 1, Hq or 1, Lq or 1, ceil(Lk / 64))
-    row_bounds: Tensor | None
-    block_table: list[Tensor]
+    lower: int
+    upper: int
+    dilation: int
+    phase: int
+    at_end: bool
+
+    def band(self, Lq: int, Lk: int) -> list[int]:
+        shift = Lk - Lq if self.at_end else 0
+        lower, upper = (n if _unbounded(n) else n + shift for n in self[:2])
+        phase = (self.phase + shift) % self.dilation if self.dilated else 0
+        return [lower, upper, self.dilation, phase, 0, 0]
+
+    @property
+    def dilated(self) -> bool:
+        return self.dilation != 1
 
 
-NO_MASK = LoweredMask([], None, None, None, None, [])
+def _unbounded(n: int) -> bool:
+    return isinstance(n, int) and abs(n) == UNBOUNDED
 
 
 class Mask:
     """Base of all masks: an immutable value, and a pytree whose leaves are the tensors inside.
 
-    A subclass names its fields, sets them in __init__ with `_set`, and gives `_allowed` and `_lower`.
+    A subclass names its fields, sets them in __init__ with `_set`, and gives `_allowed`, the definition, and
+    `_emit`, the same for the kernels. One that reaches the operators without a block table gives `_rule` or
+    `_lower`, too, and is `_plain`.
     """
 
     _tensor_fields: tuple[str, ...] = ()
     _plain_fields: tuple[str, ...] = ()
+    _plain = False  # `_lower` gives no block table
     _made: list[int | None] | None = None
     _cache: tuple[Any, LoweredMask] | None = None
 
@@ -63,11 +77,14 @@ class Mask:
         raise AttributeError(f"{type(self).__name__} is immutable: cannot delete {name!r}")
 
     def _child_names(self) -> Sequence[str]:
-        return self._tensor_fields
+        # The last of the tensors may be None, which pytree functions would take for a leaf.
+        return [name for name in self._tensor_fields if getattr(self, name) is not None]
 
     def _flatten(self) -> tuple[list[Any], list[Any]]:
-        children = [getattr(self, name) for name in self._tensor_fields]
-        return children, [getattr(self, name) for name in self._plain_fields]
+        children = [getattr(self, name) for name in self._child_names()]
+        # Lists, not tuples: what torch.export.save writes as JSON comes back as lists.
+        plain = [getattr(self, name) for name in self._plain_fields]
+        return children, [list(x) if isinstance(x, tuple) else x for x in plain]
 
     @classmethod
     def _unflatten(cls, children: Sequence[Any], plain: Sequence[Any]) -> Mask:
@@ -77,7 +94,7 @@ class Mask:
         return mask
 
     def _tensors(self) -> list[Tensor]:
-        return [getattr(self, name) for name in self._tensor_fields]
+        return [getattr(self, name) for name in self._child_names()]
 
     def _versions(self) -> list[int | None]:
         return [_version(tensor) for tensor in self._tensors()]
@@ -86,7 +103,8 @@ class Mask:
         # The version when made and the present one: writing to a tensor in between makes it another value.
         tensors = self._tensors()
         made = self._made or [None] * len(tensors)
-        return (type(self), *zip(map(id, tensors), made, self._versions(), strict=True), *self._flatten()[1])
+        plain = [getattr(self, name) for name in self._plain_fields]
+        return (type(self), *zip(map(id, tensors), made, self._versions(), strict=True), *plain)
 
     def __eq__(self, other: object) -> bool:
         return self._key() == other._key() if isinstance(other, Mask) else NotImplemented
@@ -99,7 +117,9 @@ class Mask:
 
     def __setstate__(self, state: tuple[Sequence[Any], Sequence[Any]]) -> None:
         names = (*self._tensor_fields, *self._plain_fields)
-        self._set(**dict(zip(names, (*state[0], *state[1]), strict=True)))
+        absent = [None] * (len(self._tensor_fields) - len(state[0]))
+        plain = [tuple(x) if isinstance(x, list) else x for x in state[1]]
+        self._set(**dict(zip(names, (*state[0], *absent, *plain), strict=True)))
 
     def __repr__(self) -> str:
         fields = [
@@ -120,7 +140,7 @@ class Mask:
     def __and__(self, other: Mask) -> Mask:
         if not isinstance(other, Mask):
             return NotImplemented
-        return Intersection((*_parts(self), *_parts(other)))
+        return Intersection((*_parts(self, Intersection), *_parts(other, Intersection)))
 
     def dense(self, Lq: int, Lk: int) -> Tensor:
         """The mask as a bool tensor, True = attend, that broadcasts to (B, Hq, Lq, Lk).
@@ -132,10 +152,23 @@ class Mask:
         j = torch.arange(Lk, device=self._device())[None, :]
         return self._allowed(i, j, Lq, Lk)
 
+    def __or__(self, other: Mask) -> Mask:
+        if not isinstance(other, Mask):
+            return NotImplemented
+        return Union((*_parts(self, Union), *_parts(other, Union)))
+
+    def __invert__(self) -> Mask:
+        return Complement(self)
+
     def density(self, Lq: int, Lk: int) -> float:
         """The share of the pairs (query, key) that are allowed; 0.0 if there are no pairs."""
         if Lq == 0 or Lk == 0:
             return 0.0
+        rule = self._rule()
+        if rule is not None and not rule.dilated:
+            return _band_density(rule, Lq, Lk)
+        if not self._plain:
+            return _tiles.table_density(self._table(Lq, Lk), Lq, Lk)
         j = torch.arange(Lk, device=self._device())[None, :]
         total, step = 0.0, max(1, _DENSITY_CHUNK // Lk)
         for start in range(0, Lq, step):
@@ -143,6 +176,27 @@ class Mask:
             allowed = self._allowed(i, j, Lq, Lk)
             total += float(allowed.double().mean()) * len(i) if allowed.numel() else 0.0
         return total / Lq
+
+    def plot(self, Lq: int | None = None, Lk: int | None = None, *, b: int = 0, h: int = 0, ax: Any = None):
+        """Draws the 64 x 64 tiles of one row of the batch and one head: skipped, partial, full.
+
+        Lq, Lk: None is the length the mask was made for, or 1024 where it fits any; Lk is Lq then.
+        ax: matplotlib axes to draw on; None makes a figure. Returns the axes. Needs matplotlib.
+        """
+        own = self._own_sizes() or (1024, None)
+        Lq = own[0] if Lq is None else Lq
+        Lk = (own[1] or Lq) if Lk is None else Lk
+        return _tiles.plot_table(self._table(Lq, Lk), Lq, Lk, b, h, ax, repr(self))
+
+    def _own_sizes(self) -> tuple[int, int] | None:
+        """(Lq, Lk) where the mask fits no others."""
+        return None
+
+    def _table(self, Lq: int, Lk: int) -> list[Tensor]:
+        """The whole mask as a built table, on the CPU."""
+        program = Program()
+        self.to("cpu")._emit(program)
+        return lower_program(program, Lq, Lk)
 
     def _device(self) -> torch.device | None:
         tensors = self._tensors()
@@ -184,12 +238,27 @@ class Mask:
         return lowered
 
     def _lower(self, B: int, Hq: int, Lq: int, Lk: int) -> LoweredMask:
+        rule = self._rule()
+        if rule is not None:
+            return NO_MASK._replace(band=rule.band(Lq, Lk))
+        program = Program()
+        self._emit(program)
+        return NO_MASK._replace(block_table=fitting_table(lower_program(program, Lq, Lk), B, Hq))
+
+    def _rule(self) -> Rule | None:
+        """The mask as a band, if it is one for all sizes."""
+        return None
+
+    def _emit(self, program: Program) -> None:
+        """Writes the mask to a program."""
         raise NotImplementedError
 
 
-class Intersection(Mask):
-    """What all of the parts allow; written a & b."""
+class _Compound(Mask):
+    """Several masks, joined."""
 
+    _opcode: int
+    _sign: str
     parts: tuple[Mask, ...]
 
     def __init__(self, parts: Sequence[Mask]) -> None:
@@ -210,50 +279,148 @@ class Intersection(Mask):
     def _key(self) -> tuple[Any, ...]:
         return (type(self), *(part._key() for part in self.parts))
 
-    def __repr__(self) -> str:
-        return " & ".join(map(repr, self.parts))
+    def _own_sizes(self) -> tuple[int, int] | None:
+        return next(filter(None, (part._own_sizes() for part in self.parts)), None)
 
-    def _allowed(self, i: Tensor, j: Tensor, Lq: int, Lk: int) -> Tensor:
+    def __repr__(self) -> str:
+        return self._sign.join(_repr_inside(part, type(self)) for part in self.parts)
+
+    def _emit(self, program: Program) -> None:
+        for n, part in enumerate(self.parts):
+            part._emit(program)
+            if n:
+                program.add(self._opcode)
+
+    def _dense_parts(self, i: Tensor, j: Tensor, Lq: int, Lk: int) -> list[Tensor]:
         parts = [part._allowed(i, j, Lq, Lk) for part in self.parts]
         try:
             torch.broadcast_shapes(*(part.shape for part in parts))
         except RuntimeError:
             raise ValueError(f"mask: expected parts of one batch size and head count, got {self!r}") from None
-        return reduce(and_, parts)
+        return parts
+
+
+class Intersection(_Compound):
+    """What all of the parts allow; written a & b."""
+
+    _opcode, _sign = _lowering.AND, " & "
+
+    def _allowed(self, i: Tensor, j: Tensor, Lq: int, Lk: int) -> Tensor:
+        return reduce(and_, self._dense_parts(i, j, Lq, Lk))
+
+    @property
+    def _plain(self) -> bool:
+        return not self._split()[1]
+
+    def _rule(self) -> Rule | None:
+        rules = [part._rule() for part in self.parts]
+        if any(rule is None or rule.dilated or rule.at_end != rules[0].at_end for rule in rules):
+            return rules[0] if len(rules) == 1 else None
+        return Rule(max(r.lower for r in rules), min(r.upper for r in rules), 1, 0, rules[0].at_end)
+
+    def _split(self) -> tuple[list[Mask], list[Mask]]:
+        """The parts that reach the kernels as they are, and those that go into one block table."""
+        apart, rest, dilated = [], [], None
+        for part in self.parts:
+            rule = part._rule()
+            if rule is not None and rule.dilated:
+                dilated = dilated or rule[2:]
+                (apart if rule[2:] == dilated else rest).append(part)
+            else:
+                (apart if rule is not None or part._plain else rest).append(part)
+        return apart, rest
 
     def _lower(self, B: int, Hq: int, Lq: int, Lk: int) -> LoweredMask:
-        return reduce(_meet, [part._lower(B, Hq, Lq, Lk) for part in self.parts])
+        apart, rest = self._split()
+        lowered = [part._lower(B, Hq, Lq, Lk) for part in apart]
+        if rest:
+            lowered.append(Mask._lower(Intersection(rest), B, Hq, Lq, Lk))
+        return reduce(meet, lowered)
 
 
-def _parts(mask: Mask) -> tuple[Mask, ...]:
-    return mask.parts if isinstance(mask, Intersection) else (mask,)
+class Union(_Compound):
+    """What any of the parts allows; written a | b."""
+
+    _opcode, _sign = _lowering.OR, " | "
+
+    def _allowed(self, i: Tensor, j: Tensor, Lq: int, Lk: int) -> Tensor:
+        return reduce(or_, self._dense_parts(i, j, Lq, Lk))
+
+    @property
+    def _plain(self) -> bool:
+        return self._rule() is not None
+
+    def _rule(self) -> Rule | None:
+        """One band where the parts are bands that touch each other."""
+        rules = [part._rule() for part in self.parts]
+        if any(rule is None or rule.dilated or rule.at_end != rules[0].at_end for rule in rules):
+            return rules[0] if len(rules) == 1 else None
+        rules.sort()
+        lower, upper = rules[0][:2]
+        for rule in rules[1:]:
+            if rule.lower > upper + 1:
+                return None
+            upper = max(upper, rule.upper)
+        return Rule(lower, upper, 1, 0, rules[0].at_end)
 
 
-def _meet(a: LoweredMask, b: LoweredMask) -> LoweredMask:
-    band = a.band or b.band
-    if a.band and b.band:
-        lower = _bound(torch.sym_max, a.band[0], b.band[0])
-        upper = _bound(torch.sym_min, a.band[1], b.band[1])
-        band = [lower, upper, *band[2:]]
-    return NO_MASK._replace(
-        band=band,
-        key_lengths=_either(torch.minimum, a.key_lengths, b.key_lengths),
-        mask_bits=_either(torch.bitwise_and, a.mask_bits, b.mask_bits),
-    )
+class Complement(_Compound):
+    """What the mask does not allow; written ~a."""
+
+    def __init__(self, mask: Mask) -> None:
+        super().__init__((mask,))
+
+    @property
+    def mask(self) -> Mask:
+        return self.parts[0]
+
+    def __invert__(self) -> Mask:
+        return self.mask
+
+    def __repr__(self) -> str:
+        return "~" + _repr_inside(self.mask, type(self))
+
+    def _allowed(self, i: Tensor, j: Tensor, Lq: int, Lk: int) -> Tensor:
+        return ~self.mask._allowed(i, j, Lq, Lk)
+
+    @property
+    def _plain(self) -> bool:
+        return self._rule() is not None
+
+    def _rule(self) -> Rule | None:
+        """A half-plane's other half, or what De Morgan makes of a union or intersection of such."""
+        rule = self.mask._rule()
+        if rule is None and isinstance(self.mask, (Union, Intersection)):
+            other = Intersection if isinstance(self.mask, Union) else Union
+            return other([~part for part in self.mask.parts])._rule()
+        if rule is None or rule.dilated:
+            return None
+        if _unbounded(rule.lower) and not _unbounded(rule.upper):
+            return rule._replace(lower=rule.upper + 1, upper=UNBOUNDED)
+        if _unbounded(rule.upper) and not _unbounded(rule.lower):
+            return rule._replace(lower=-UNBOUNDED, upper=rule.lower - 1)
+        return None
+
+    def _emit(self, program: Program) -> None:
+        self.mask._emit(program)
+        program.add(_lowering.NOT)
 
 
-def _bound(choose: Callable[[int, int], int], x: int, y: int) -> int:
-    # Plain integers are asked first: torch's compiler should not see a maximum of a size and 2**62.
-    for one, other in ((x, y), (y, x)):
-        if isinstance(one, int) and abs(one) == UNBOUNDED:
-            return other
-    return choose(x, y)
+def _parts(mask: Mask, kind: type[_Compound]) -> tuple[Mask, ...]:
+    return mask.parts if isinstance(mask, kind) else (mask,)
 
 
-def _either(both: Callable[[Tensor, Tensor], Tensor], a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    if a is None or b is None:
-        return b if a is None else a
-    return both(a, b)
+def _repr_inside(part: Mask, kind: type[_Compound]) -> str:
+    needs = isinstance(part, Union) or (kind is Complement and isinstance(part, Intersection))
+    return f"({part!r})" if needs and kind is not Union else repr(part)
+
+
+def _band_density(rule: Rule, Lq: int, Lk: int) -> float:
+    lower, upper = rule.band(Lq, Lk)[:2]
+    i = torch.arange(Lq)
+    first = torch.zeros_like(i) if _unbounded(lower) else (i + lower).clamp(min=0)
+    end = torch.full_like(i, Lk) if _unbounded(upper) else (i + upper + 1).clamp(max=Lk)
+    return float((end - first).clamp(min=0).sum()) / (Lq * Lk)
 
 
 def _version(tensor: Any) -> int | None:

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._base import NO_MASK, LoweredMask, Mask
+from ._base import Mask
+from ._lowering import BITS, LENGTHS, NO_MASK, LoweredMask, Program
 
-_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 class KeyLengths(Mask):
@@ -21,15 +22,14 @@ class KeyLengths(Mask):
     """
 
     _tensor_fields = ("lengths",)
+    _plain = True
     lengths: Tensor
 
     def __init__(self, lengths: Tensor | Sequence[int]) -> None:
-        if isinstance(lengths, (list, tuple)) and all(type(n) is int for n in lengths):
-            lengths = torch.tensor(lengths, dtype=torch.int64)
-        _check_tensor("lengths", lengths, "an integer tensor", _INTEGERS)
+        lengths = check_integers("lengths", lengths)
         if lengths.ndim != 1:
             raise ValueError(f"lengths: expected shape (B,), got {tuple(lengths.shape)}")
-        smallest = _smallest(lengths)
+        smallest = smallest_of(lengths)
         if smallest is not None and smallest < 0:
             raise ValueError(f"lengths: expected no negative length, got {smallest}")
         self._set(lengths=lengths)
@@ -42,6 +42,9 @@ class KeyLengths(Mask):
             raise ValueError(f"mask: expected KeyLengths of shape ({B},), got {tuple(self.lengths.shape)}")
         return NO_MASK._replace(key_lengths=self.lengths.to(torch.int64).clamp(0, Lk))
 
+    def _emit(self, program: Program) -> None:
+        program.add(LENGTHS, self.lengths.to(torch.int64))
+
 
 class KeyPadding(Mask):
     """Padding anywhere: row b of the batch sees key j iff keep[b, j].
@@ -51,10 +54,11 @@ class KeyPadding(Mask):
     """
 
     _tensor_fields = ("keep",)
+    _plain = True
     keep: Tensor
 
     def __init__(self, keep: Tensor) -> None:
-        _check_tensor("keep", keep, "a bool tensor (True = attend)", (torch.bool,))
+        check_tensor("keep", keep, "a bool tensor (True = attend)", (torch.bool,))
         if keep.ndim != 2:
             raise ValueError(f"keep: expected shape (B, Lk), got {tuple(keep.shape)}")
         self._set(keep=keep)
@@ -67,7 +71,13 @@ class KeyPadding(Mask):
     def _lower(self, B: int, Hq: int, Lq: int, Lk: int) -> LoweredMask:
         if self.keep.shape[0] != B or self.keep.shape[1] != Lk:
             raise ValueError(f"mask: expected KeyPadding of shape ({B}, {Lk}), got {tuple(self.keep.shape)}")
-        return NO_MASK._replace(mask_bits=_pack(self.keep)[:, None, None, :])
+        return NO_MASK._replace(mask_bits=self._bits())
+
+    def _bits(self) -> Tensor:
+        return _pack(self.keep)[:, None, None, :]
+
+    def _emit(self, program: Program) -> None:
+        program.add(BITS, self._bits(), self.keep.shape[1])
 
 
 class Dense(Mask):
@@ -78,10 +88,11 @@ class Dense(Mask):
     """
 
     _tensor_fields = ("tensor",)
+    _plain = True
     tensor: Tensor
 
     def __init__(self, tensor: Tensor) -> None:
-        _check_tensor("tensor", tensor, "a bool tensor (True = attend)", (torch.bool,))
+        check_tensor("tensor", tensor, "a bool tensor (True = attend)", (torch.bool,))
         if tensor.ndim > 4:
             raise ValueError(f"tensor: expected at most 4 dimensions, got shape {tuple(tensor.shape)}")
         self._set(tensor=tensor)
@@ -106,12 +117,23 @@ class Dense(Mask):
             raise self._misfit(B, Hq, Lq, Lk)
         return NO_MASK._replace(mask_bits=_pack(tensor.expand(-1, -1, -1, Lk)))
 
+    def _emit(self, program: Program) -> None:
+        program.add(BITS, _pack(self._four()), self._four().shape[3])
+
 
 def _pack(keep: Tensor) -> Tensor:
     return torch.ops.attention_ext._pack_mask_bits.default(keep)
 
 
-def _smallest(lengths: Tensor) -> int | None:
+def check_integers(name: str, values: Tensor | Sequence[int]) -> Tensor:
+    """Integers, as a tensor; its dtype is one of INTEGERS."""
+    if isinstance(values, (list, tuple)) and all(type(n) is int for n in values):
+        values = torch.tensor(values, dtype=torch.int64)
+    check_tensor(name, values, "an integer tensor", INTEGERS)
+    return values
+
+
+def smallest_of(lengths: Tensor) -> int | None:
     if lengths.numel() == 0 or torch.compiler.is_compiling():
         return None
     try:
@@ -120,7 +142,7 @@ def _smallest(lengths: Tensor) -> int | None:
         return None
 
 
-def _check_tensor(name: str, tensor: Tensor, expected: str, dtypes: tuple[torch.dtype, ...]) -> None:
+def check_tensor(name: str, tensor: Tensor, expected: str, dtypes: tuple[torch.dtype, ...]) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name}: expected {expected}, got {type(tensor).__name__}")
     if tensor.dtype not in dtypes:

@@ -82,13 +82,13 @@ void fill_terms(const Arguments& a, AttentionParams& p) {
   }
 }
 
-void fill(const char* op, const Arguments& a, AttentionParams& p) {
+void fill(const char* op, const Arguments& a, AttentionParams& p, BlockTableArrays& built) {
   check_no_derivative(
       op, {&a.query, &a.key, &a.value, pointer(a.bias), pointer(a.sinks), pointer(a.alibi_slopes)});
   fill_shapes(a, p);
   fill_terms(a, p);
   p.dropout = checked_dropout(a.dropout_p, a.dropout_seed);
-  p.mask = checked_mask(a.mask, p.B, p.Hq, p.Lq, p.Lk);
+  p.mask = checked_mask(a.mask, p.B, p.Hq, p.Lq, p.Lk, built);
   p.query = view_of(a.query);
   p.key = view_of(a.key);
   p.value = view_of(a.value);
@@ -99,7 +99,8 @@ int compute_index(const Tensor& query) { return query.scalar_type() == ScalarTyp
 
 std::tuple<Tensor, Tensor> forward(const char* op, const Arguments& a) {
   AttentionParams p;
-  fill(op, a, p);
+  BlockTableArrays built;
+  fill(op, a, p, built);
   const Sizes size = sizes_of(a.query);
   Tensor out = empty_heads({size[0], size[1], size[2], p.Dv}, a.query);
   Tensor lse = empty({size[0], size[1], size[2]}, accumulator_of(a.query.scalar_type()));
@@ -159,7 +160,7 @@ class Backward {
       : a_(a), index_(compute_index(a.query)), type_(accumulator_of(a.query.scalar_type())) {
     check(needs.size() == 6, "needs: expected 6 booleans, got ", needs.size());
     check_no_derivative("_attention_backward", {&grad_out, pointer(grad_lse)});
-    fill("_attention_backward", a, p_);
+    fill("_attention_backward", a, p_, built_);
     fill_results(grad_out, grad_lse, out, lse);
     fill_gradients(needs);
     p_.plan = kernels().attention_backward_plan[index_](p_);
@@ -180,6 +181,7 @@ class Backward {
   const int index_;
   const ScalarType type_;
   AttentionGradParams p_;
+  BlockTableArrays built_;
   std::vector<Tensor> gradients_;
   Tensor workspace_, bias_sums_;
 

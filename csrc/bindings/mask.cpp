@@ -18,22 +18,25 @@ bool full_or_one(int64_t size, int64_t full) { return size == full || size == 1;
 
 }  // namespace
 
-Mask checked_mask(const MaskArguments& arguments, int64_t B, int64_t Hq, int64_t Lq, int64_t Lk) {
+Mask checked_mask(const MaskArguments& arguments, int64_t B, int64_t Hq, int64_t Lq, int64_t Lk,
+                  BlockTableArrays& built) {
   Mask mask;
   mask.Lq = Lq;
   mask.Lk = Lk;
   const auto& band = arguments.band;
   if (!band.empty()) {
     check(band.size() == 6, "band: expected 0 or 6 integers, got ", band.size());
-    check(
-        band[2] == 1 && band[3] == 0 && band[4] == 0 && band[5] == 0,
-        "band: expected dilation 1, phase 0 and no global tokens, the only ones this version has");
+    check(band[2] > 0, "band: expected a dilation of at least 1, got ", band[2]);
+    check(band[4] == 0 && band[5] == 0,
+          "band: expected no global tokens, which this version has in block_table only");
     mask.lower = std::clamp(band[0], -kUnbounded, kUnbounded);
     mask.upper = std::clamp(band[1], -kUnbounded, kUnbounded);
+    mask.dilation = band[2];
+    mask.phase = modulo(band[3], band[2]);
   }
   check(!arguments.row_bounds, "row_bounds: expected None, this version has no kernels for it");
-  check(arguments.block_table.empty(),
-        "block_table: expected [], this version has no kernels for it");
+  if (!arguments.block_table.empty())
+    mask.table = lowered_table(arguments.block_table, B, Hq, Lq, Lk, built);
   mask.band_offset = checked_batch_values("band_offset", arguments.band_offset, B);
   mask.key_lengths = checked_batch_values("key_lengths", arguments.key_lengths, B);
   for (int64_t b = 0; b < B; ++b) {

@@ -1,7 +1,7 @@
 // The lowered mask of csrc/README.md, checked and turned into the kernels' Mask.
 #pragma once
 
-#include "bindings/tensor.h"
+#include "bindings/block_table.h"
 
 namespace attn {
 
@@ -20,6 +20,8 @@ struct MaskArguments {
   const std::vector<Tensor>& block_table;
 };
 
-Mask checked_mask(const MaskArguments& arguments, int64_t B, int64_t Hq, int64_t Lq, int64_t Lk);
+// A block table that has to be built lies in `built`, which must outlive the mask.
+Mask checked_mask(const MaskArguments& arguments, int64_t B, int64_t Hq, int64_t Lq, int64_t Lk,
+                  BlockTableArrays& built);
 
 }  // namespace attn

@@ -114,8 +114,11 @@ class AttentionBackward {
         if (p_.alibi_slopes)
           slope_ =
               static_cast<A>(load_scalar(p_.alibi_slopes.at(b_, h_, 0), p_.alibi_slopes.dtype));
-        for (int64_t i = rows.begin; i < rows.end; i += kQueryChunk)
-          run_queries({i, min64(i + kQueryChunk, rows.end)}, dq_.data + g * dq_.head);
+        const auto next = [&](int64_t i) {
+          return p_.mask.next_rows(b_, h_, keys.begin, {i, rows.end}, kQueryChunk);
+        };
+        for (Range run = next(rows.begin); !run.empty(); run = next(run.end))
+          run_queries(run, dq_.data + g * dq_.head);
         if (p_.alibi_partial) alibi_sum(h_) += dslope_;
       }
     }
@@ -204,16 +207,17 @@ class AttentionBackward {
   // The row maps of the chunk over the key block, and what they come to per group of rows.
   bool map_rows(Range rows, Kind* kinds) {
     const uint64_t every = bits_between(0, keys_.end - keys_.begin);
+    RowMaps row_maps(p_.mask, b_, keys_.begin);
     bool some = false;
     for (int64_t i = rows.begin; i < rows.end; i += kGroup) {
       const Range group{i, min64(i + kGroup, rows.end)};
       uint64_t* map = maps_ + (i - rows.begin);
       Kind& kind = kinds[(i - rows.begin) / kGroup];
       kind = Kind::kFull;
-      if (!p_.mask.covers(b_, group, keys_)) {
+      if (!p_.mask.covers(b_, {h_, h_ + 1}, group, keys_)) {
         uint64_t any = 0, all = every;
         for (int64_t r = 0; r < group.end - i; ++r) {
-          map[r] = p_.mask.row_map(b_, h_, i + r, keys_.begin) & every;
+          map[r] = row_maps(h_, i + r) & every;
           any |= map[r];
           all &= map[r];
         }

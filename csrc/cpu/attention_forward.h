@@ -135,11 +135,15 @@ class AttentionForward {
   }
 
   void visit_blocks(Range keys, int tiles) {
-    // Row maps read whole stored words when the blocks are aligned to them.
-    if (p_.mask.bits) keys.begin = keys.begin / kKeyBlock * kKeyBlock;
-    for (int64_t j = keys.begin; j < keys.end; j += kKeyBlock)
+    const Mask& mask = p_.mask;
+    if (mask.has_aligned_blocks()) keys.begin = keys.begin / kKeyBlock * kKeyBlock;
+    const Range rows{tiles_[0].rows.begin, tiles_[tiles - 1].rows.end};
+    for (int64_t j = keys.begin; (j = mask.next_keys(b_, heads(), rows, j)) < keys.end;
+         j += kKeyBlock)
       visit_block({j, min64(j + kKeyBlock, keys.end)}, tiles);
   }
+
+  Range heads() const { return {hkv_ * p_.group(), (hkv_ + 1) * p_.group()}; }
 
   void visit_block(Range block, int tiles) {
     const int64_t hkv = hkv_;
@@ -180,23 +184,31 @@ class AttentionForward {
 
   enum class Kind { kSkip, kFull, kPartial };
 
-  Kind map_lanes(const RowTile<A>& tile, Range keys) {
-    if (p_.mask.covers(b_, tile.rows, keys)) return Kind::kFull;
+  // Narrows the keys to those that some lane sees, and sets the lanes' maps over them.
+  Kind map_lanes(const RowTile<A>& tile, Range& keys) {
+    if (p_.mask.covers(b_, heads(), tile.rows, keys)) return Kind::kFull;
+    RowMaps row_maps(p_.mask, b_, keys.begin);
+    uint64_t map[kTileLanes], any = 0, all = ~uint64_t{0};
     const uint64_t every = bits_between(0, keys.end - keys.begin);
-    uint64_t any = 0, all = every;
     for (int lane = 0; lane < tile.vectors * W; ++lane) {
-      const uint64_t map = p_.mask.row_map(b_, tile.h[lane], tile.i[lane], keys.begin) & every;
-      any |= map;
-      all &= map;
-      maps_->set(lane, map);
+      map[lane] = row_maps(tile.h[lane], tile.i[lane]) & every;
+      any |= map[lane];
+      all &= map[lane];
     }
-    return !any ? Kind::kSkip : all == every ? Kind::kFull : Kind::kPartial;
+    if (!any) return Kind::kSkip;
+    const int first = __builtin_ctzll(any), last = 63 - __builtin_clzll(any);
+    keys = {keys.begin + first, keys.begin + last + 1};
+    if (all == any && any == bits_between(first, last + 1)) return Kind::kFull;
+    for (int lane = 0; lane < tile.vectors * W; ++lane) maps_->set(lane, map[lane] >> first);
+    return Kind::kPartial;
   }
 
   template <int NV>
   void visit_tile(RowTile<A>& tile, Range keys, const A* k, int64_t ldk, const A* v, int64_t ldv) {
+    const int64_t block = keys.begin;
     const Kind kind = map_lanes(tile, keys);
     if (kind == Kind::kSkip) return;
+    k += (keys.begin - block) * ldk, v += (keys.begin - block) * ldv;
     const int n = static_cast<int>(keys.end - keys.begin);
     Vec<A> m[NV], alpha[NV];
     for (int x = 0; x < NV; ++x) m[x] = load(tile.m + x * W);

@@ -53,7 +53,7 @@ struct HeadScores {
   template <class Memory>
   ATTN_DEVICE TileKind map_tile(int64_t i0, int64_t j0, Memory& memory) const {
     if (!p.bias && i0 + kTile <= p.Lq && j0 + kTile <= p.Lk &&
-        p.mask.covers(b, {i0, i0 + kTile}, {j0, j0 + kTile}))
+        p.mask.covers(b, {h, h + 1}, {i0, i0 + kTile}, {j0, j0 + kTile}))
       return TileKind::kFull;
     uint64_t map = 0;
     if (threadIdx.x < kTile) {

@@ -21,6 +21,7 @@ struct Case {
   bool allowed(int64_t b, int64_t h, int64_t i, int64_t j) const {
     const int64_t distance = j - (i + (offsets.empty() ? 0 : offsets[b]));
     if (distance < mask.lower || distance > mask.upper) return false;
+    if (attn::modulo(distance, mask.dilation) != mask.phase) return false;
     if (!lengths.empty() && j >= lengths[b]) return false;
     if (words.empty()) return true;
     const int64_t row = b * mask.bits_stride_b + h * mask.bits_stride_h + i * mask.bits_stride_q;
@@ -67,12 +68,14 @@ void for_each_case(const Check& check) {
                               {3, -3}};
   for (const auto& [Lq, Lk] : sizes)
     for (const auto& [lower, upper] : bands)
-      for (int kind = 0; kind < 8; ++kind) {
+      for (int kind = 0; kind < 16; ++kind) {
         Case c;
         c.mask.Lq = Lq, c.mask.Lk = Lk, c.mask.lower = lower, c.mask.upper = upper;
         if (kind & 1) c.offsets = {0, 7, -11};
         if (kind & 2) c.lengths = {0, Lk, random.below(Lk + 1)};
         if (kind & 4) add_bits(c, random, static_cast<int>(random.below(8)));
+        if (kind & 8)
+          c.mask.dilation = 1 + random.below(70), c.mask.phase = random.below(c.mask.dilation);
         c.point();
         check(c, random);
       }
@@ -140,7 +143,7 @@ TEST(ranges_hold_every_allowed_pair) {
           if (c.allowed(b, h, i, j)) CHECK(seeing.begin <= i && i < seeing.end);
       CHECK(seen.empty() || (0 <= seen.begin && seen.end <= mask.Lk));
       CHECK(seeing.empty() || (0 <= seeing.begin && seeing.end <= mask.Lq));
-      if (mask.covers(b, rows, keys)) CHECK(all_allowed(c, b, h, rows, keys));
+      if (mask.covers(b, {h, h + 1}, rows, keys)) CHECK(all_allowed(c, b, h, rows, keys));
     }
   });
 }
@@ -149,11 +152,11 @@ TEST(ranges_hold_every_allowed_pair) {
 TEST(ranges_of_bands_are_exact) {
   for_each_case([](const Case& c, Random& random) {
     const Mask& mask = c.mask;
-    if (mask.bits || mask.lower > mask.upper) return;
+    if (mask.bits || mask.dilation > 1 || mask.lower > mask.upper) return;
     for (int n = 0; n < 40; ++n) {
       const int64_t b = random.below(kBatch);
       const Range rows = random_range(random, mask.Lq), keys = random_range(random, mask.Lk);
-      CHECK_EQ(mask.covers(b, rows, keys), all_allowed(c, b, 0, rows, keys));
+      CHECK_EQ(mask.covers(b, {0, 1}, rows, keys), all_allowed(c, b, 0, rows, keys));
       const Range seen = mask.key_range(b, rows);
       for (int64_t j = seen.begin; j < seen.end; ++j) CHECK(any_allowed(c, b, 0, rows, {j, j + 1}));
       const Range seeing = mask.query_range(b, keys);

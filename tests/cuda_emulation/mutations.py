@@ -24,7 +24,7 @@ BARRIER = "__syncthreads();"
 
 
 def without_barrier(name: str, file: str, occurrence: int, tests: str = SHAPES) -> Mutation:
-    return Mutation(f"no barrier {name}", file, BARRIER, ";", "race", tests, occurrence)
+    return Mutation(f"no barrier {name}", file, BARRIER, "{}", "race", tests, occurrence)
 
 
 def wrong(name: str, file: str, old: str, new: str, tests: str = SHAPES, occurrence: int = 1) -> Mutation:

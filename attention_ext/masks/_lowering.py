@@ -1,0 +1,138 @@
+"""The lowered form of masks, its intersection, and tables of tiles made of mask programs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._ops.transforms import transforms_active
+
+UNBOUNDED = 2**62  # in a band: no limit on this side
+
+# Of a mask program; the numbers of csrc/cpu/mask_expression.h.
+AND, OR, NOT, PACKED, BAND, LENGTHS, BITS, DOCUMENTS, GLOBAL, BLOCKS, NEIGHBORHOOD, TABLE = range(12)
+TILE = 64
+
+
+class LoweredMask(NamedTuple):
+    """What the operators take: a band, and what restricts it further. Schema: csrc/README.md.
+
+    band is [] or [lower, upper, dilation, phase, global_tokens, global_shift]: lower <= j - i <= upper, and
+    j - i is phase modulo dilation.
+    """
+
+    band: list[int]
+    band_offset: Tensor | None  # int64 (B,), added to i
+    key_lengths: Tensor | None  # int64 (B,), 0..Lk
+    mask_bits: Tensor | None  # int64 (B or 1, Hq or 1, Lq or 1, ceil(Lk / 64))
+    row_bounds: Tensor | None
+    block_table: list[Tensor]  # [] or a mask program and its arrays
+
+
+NO_MASK = LoweredMask([], None, None, None, None, [])
+
+
+class Program:
+    """A mask program as it is written: postfix numbers, and the arrays they refer to."""
+
+    def __init__(self) -> None:
+        self.code: list[int] = []
+        self.arrays: list[Tensor] = []
+
+    def add(self, opcode: int, *numbers: int | bool | Tensor | None) -> None:
+        """An instruction; a tensor becomes an array and its number, None is -1."""
+        self.code.append(opcode)
+        for n in numbers:
+            if isinstance(n, Tensor):
+                self.code.append(len(self.arrays))
+                self.arrays.append(n.contiguous())
+            else:
+                self.code.append(-1 if n is None else int(n))
+
+    def block_table(self) -> list[Tensor]:
+        """The argument of the operators that makes them build the table themselves."""
+        return [torch.tensor(self.code, dtype=torch.int64), *self.arrays]
+
+
+def lower_program(program: Program, Lq: int, Lk: int) -> list[Tensor]:
+    """The block_table of a program: with the table built where sizes and tensors have values."""
+    if (
+        torch.compiler.is_compiling()
+        or transforms_active()
+        or not all(type(x) is int for x in (Lq, Lk))
+        or not all(type(t) is Tensor for t in program.arrays)
+    ):
+        return program.block_table()
+    if not program.arrays:
+        table = _table_without_arrays(tuple(program.code), Lq, Lk)
+        if all(type(t) is Tensor for t in table):
+            return table
+        _table_without_arrays.cache_clear()  # a fake tensor must not outlive the tracing it belongs to
+        return table
+    return _build(program.block_table(), Lq, Lk)
+
+
+@lru_cache(maxsize=64)
+def _table_without_arrays(code: tuple[int, ...], Lq: int, Lk: int) -> list[Tensor]:
+    return _build([torch.tensor(code, dtype=torch.int64)], Lq, Lk)
+
+
+def _build(block_table: list[Tensor], Lq: int, Lk: int) -> list[Tensor]:
+    if not all(type(t) is Tensor for t in block_table):
+        return block_table
+    with torch.inference_mode(False):  # what is made in inference mode cannot serve in training later
+        try:
+            parts = torch.ops.attention_ext._build_block_table.default(block_table, Lq, Lk)
+        except RuntimeError as error:  # what the mask holds does not fit the sizes
+            raise ValueError(str(error).partition("\n")[0].removeprefix("attention_ext: ")) from None
+        return stored_table(parts, Lq, Lk)
+
+
+def fitting_table(block_table: list[Tensor], B: int, Hq: int) -> list[Tensor]:
+    """The same block_table. Raises ValueError if it is a built one of another batch size or head count."""
+    if len(block_table) == 6 and type(B) is int and type(Hq) is int:
+        own = block_table[1].shape[:2]
+        if own[0] not in (1, B) or own[1] not in (1, Hq):
+            raise ValueError(
+                f"mask: expected batch size {B} or 1 and {Hq} heads or 1, got {own[0]} and {own[1]}"
+            )
+    return block_table
+
+
+def stored_table(parts: list[Tensor], Lq: int, Lk: int) -> list[Tensor]:
+    """The block_table argument of a table that is built."""
+    return [torch.tensor([TABLE, 0, 1, 2, 3, 4, Lq, Lk], dtype=torch.int64), *parts]
+
+
+def meet(a: LoweredMask, b: LoweredMask) -> LoweredMask:
+    """What both allow. At most one has a dilation or a block table, unless the bands are alike in it."""
+    band = a.band or b.band
+    if a.band and b.band:
+        lower = _bound(torch.sym_max, a.band[0], b.band[0])
+        upper = _bound(torch.sym_min, a.band[1], b.band[1])
+        dilated = a.band if isinstance(b.band[2], int) and b.band[2] == 1 else b.band
+        band = [lower, upper, *dilated[2:]]
+    return NO_MASK._replace(
+        band=band,
+        key_lengths=_either(torch.minimum, a.key_lengths, b.key_lengths),
+        mask_bits=_either(torch.bitwise_and, a.mask_bits, b.mask_bits),
+        block_table=a.block_table or b.block_table,
+    )
+
+
+def _bound(choose: Callable[[int, int], int], x: int, y: int) -> int:
+    # Plain integers are asked first: torch's compiler should not see a maximum of a size and 2**62.
+    for one, other in ((x, y), (y, x)):
+        if isinstance(one, int) and abs(one) == UNBOUNDED:
+            return other
+    return choose(x, y)
+
+
+def _either(both: Callable[[Tensor, Tensor], Tensor], a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    if a is None or b is None:
+        return b if a is None else a
+    return both(a, b)

@@ -1,0 +1,81 @@
+// A mask as a list of tiles: those of 64 x 64 pairs that hold an allowed one, per query tile and,
+// for the gradients of keys and values, per key tile.
+#pragma once
+
+#include <cstdint>
+
+#include "core/macros.h"
+
+namespace attn {
+
+constexpr int64_t kTableTile = 64;  // queries and keys of a tile; the keys are one word of a map
+
+struct TableEntry {
+  int32_t tile;  // key tile in a row's list, query tile in a column's
+  int32_t map;   // into the maps; -1: all pairs of the tile are allowed
+};
+
+// One tile, found or not.
+struct TableTile {
+  bool full = false;
+  const uint64_t* rows = nullptr;  // 64 row maps of a partial tile; null elsewhere
+
+  // Bit t: query r of the tile may see its key t.
+  ATTN_HD uint64_t row(int64_t r) const { return full ? ~uint64_t{0} : rows ? rows[r] : 0; }
+};
+
+struct BlockTable {
+  int64_t query_tiles = 0, key_tiles = 0;
+  int64_t batches = 1, heads = 1;  // 1 where all share the lists
+  // The entries of list n of (b, h) are start[n] .. start[n + 1] - 1, tiles in ascending order.
+  const int64_t* row_start = nullptr;     // (batches, heads, query_tiles + 1)
+  const int64_t* column_start = nullptr;  // (batches, heads, key_tiles + 1)
+  const TableEntry* row_entries = nullptr;
+  const TableEntry* column_entries = nullptr;
+  const uint64_t* maps = nullptr;  // (any, 64): equal tiles share one
+
+  ATTN_HD explicit operator bool() const { return row_start != nullptr; }
+
+  struct List {
+    const TableEntry *begin, *end;
+
+    // The first entry whose tile is `tile` or comes after it.
+    ATTN_HD const TableEntry* from(int64_t tile) const {
+      const TableEntry* first = begin;
+      for (int64_t n = end - begin; n > 0;) {
+        const int64_t half = n / 2;
+        if (first[half].tile < tile)
+          first += half + 1, n -= half + 1;
+        else
+          n = half;
+      }
+      return first;
+    }
+  };
+
+  // Key tiles that query tile `tile` sees.
+  ATTN_HD List row(int64_t b, int64_t h, int64_t tile) const {
+    const int64_t* start = row_start + list_of(b, h) * (query_tiles + 1) + tile;
+    return {row_entries + start[0], row_entries + start[1]};
+  }
+  // Query tiles that see key tile `tile`.
+  ATTN_HD List column(int64_t b, int64_t h, int64_t tile) const {
+    const int64_t* start = column_start + list_of(b, h) * (key_tiles + 1) + tile;
+    return {column_entries + start[0], column_entries + start[1]};
+  }
+
+  ATTN_HD TableTile find(int64_t b, int64_t h, int64_t query_tile, int64_t key_tile) const {
+    const List list = row(b, h, query_tile);
+    const TableEntry* entry = list.from(key_tile);
+    if (entry == list.end || entry->tile != key_tile) return {};
+    if (entry->map < 0) return {true, nullptr};
+    return {false, maps + entry->map * kTableTile};
+  }
+
+ private:
+  ATTN_HD int64_t list_of(int64_t b, int64_t h) const {
+    return (batches == 1 ? 0 : b) * heads + (heads == 1 ? 0 : h);
+  }
+};
+
+}  // namespace attn
