@@ -118,14 +118,18 @@ void fill_mask(const Arguments& a, AttentionCall& p) {
   check(m.band.empty() || m.band.size() == 6, "band: expected 0 or 6 integers, got ",
         m.band.size());
   if (!m.band.empty()) {
-    check(
-        m.band[2] == 1 && m.band[3] == 0 && m.band[4] == 0 && m.band[5] == 0,
-        "band: expected dilation 1, phase 0 and no global tokens, the only ones this version has");
+    check(m.band[2] > 0, "band: expected a dilation of at least 1, got ", m.band[2]);
+    check(m.band[4] == 0 && m.band[5] == 0,
+          "band: expected no global tokens, which are not on CUDA");
     p.mask.lower = std::clamp(m.band[0], -kUnbounded, kUnbounded);
     p.mask.upper = std::clamp(m.band[1], -kUnbounded, kUnbounded);
+    p.mask.dilation = m.band[2];
+    p.mask.phase = modulo(m.band[3], m.band[2]);
   }
   check(!m.row_bounds, "row_bounds: expected None, this version has no kernels for it");
-  check(m.block_table.empty(), "block_table: expected [], this version has no kernels for it");
+  check(m.block_table.empty(),
+        "block_table: expected [], CUDA kernels have no tables yet: masks on CUDA are bands, key "
+        "lengths, padding and dense ones, and & of them");
   p.mask.band_offset = batch_values("band_offset", m.band_offset, a, p.B);
   p.mask.key_lengths = batch_values("key_lengths", m.key_lengths, a, p.B);
   if (!m.mask_bits) return;

@@ -8,7 +8,7 @@ void plan_attention_backward(AttentionCall& p) {
   p.plan.bias_slots = 1;
   if (!p.dbias) return;
   // Enough blocks for a large device, in a buffer that stays small.
-  constexpr int64_t kBlocks = 512, kElements = int64_t{1} << 22;
+  constexpr int64_t kBlocks = 256, kElements = int64_t{1} << 22;
   const BiasGrid grid(p);
   const int64_t owners = max64(1, BiasGrid::product(grid.own));
   const int64_t fitting = kElements / max64(1, BiasGrid::product(p.bias_size));

@@ -40,7 +40,7 @@ def run(mutation: Mutation, folder: Path) -> str:
     for name in UNCHANGED:
         shutil.copy(BUILD / mode / name, folder / mode / name)
     build = [
-        "make", "-s", "-C", str(HERE), f"PYTHON={sys.executable}", f"OUT={BUILD}",
+        "make", "-s", "-C", str(HERE), "WARNINGS=-w", f"PYTHON={sys.executable}", f"OUT={BUILD}",
         f"KERNELS={folder / 'cuda'}", f"KERNEL_OUT={folder}", f"{folder}/{mode}/liboperators.so",
     ]  # fmt: skip
     subprocess.run(build, check=True, stdout=subprocess.DEVNULL)

@@ -41,8 +41,8 @@ MUTATIONS = [
     without_barrier("after split rows", BACKWARD, 1, "test_scores_as_large"),
     without_barrier("in the sum of sinks", BACKWARD, 2, "test_terms and float32 and sinks"),
     without_barrier("in the sum of slopes", BACKWARD, 3, "test_terms and float32 and alibi"),
-    without_barrier("between maps of a bias", TERMS, 1, "test_biases_broadcast"),
-    without_barrier("before a bias tile is summed", TERMS, 2, "test_biases_broadcast"),
+    without_barrier("before a bias tile is summed", TERMS, 1, "test_biases_broadcast"),
+    without_barrier("between maps of a bias", TERMS, 2, "test_a_block_sums"),
     Mutation("a warp's barrier for the block's", TILE, BARRIER, "__syncwarp();", "race", SHAPES),
     Mutation(
         "half the block at a barrier",

@@ -187,3 +187,17 @@ def test_gradcheck():
 def test_the_bias_gradient_in_several_slots():
     # 1 x 1 elements to sum 2 * 4 * 2 * 3 tiles into: more than one block does it.
     assert_near(*make_qkv(Shape(2, 4, 2, 70, 131, 8, 8)), bias=torch.randn(1, 1, 1, 1))
+
+
+def test_a_block_sums_several_tiles_of_a_bias():
+    # 260 tiles for at most 256 blocks.
+    query, key, value = make_qkv(Shape(130, 2, 1, 1, 3, 2, 2))
+    bias = torch.randn(1, 1, 1, 3)
+    found, expected = (
+        torch.autograd.grad(function(query, key, value, bias=x).square().sum(), x)[0]
+        for function, x in (
+            (ax.attention, bias.clone().requires_grad_()),
+            (reference.attention, bias.requires_grad_()),
+        )
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
