@@ -86,6 +86,15 @@ def test_many_keys(dtype, mask):
             )
 
 
+@pytest.mark.parametrize("mask", [None, masks.SlidingWindow(21, 80)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_many_queries(dtype, mask):
+    # Where 8 MiB hold the rows of all heads of a group they are copied once, else chunk by chunk.
+    for group in (1, 8):
+        shape = Shape(1, group, 1, 1101, 70, 256, 250)
+        assert_near(*make_qkv(shape, dtype, heads_last=True), mask=mask)
+
+
 # masks and terms
 
 

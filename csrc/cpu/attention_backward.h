@@ -62,7 +62,7 @@ class AttentionBackward {
         query_chunk_(rows_in_cache(int64_t{2 * sizeof(A)} * kKeyBlock * (p.D + p.Dv),
                                    int64_t{sizeof(A)} * (2 * p.D + p.Dv + 2 * kTile), kSumRows,
                                    kMaxChunk)),
-        queries_(p, arena),
+        queries_(p, query_chunk_, arena),
         block_(p, arena) {
     weights_ = arena.take<A>(query_chunk_ * kTile);
     ds_ = arena.take<A>(query_chunk_ * kTile);
@@ -99,7 +99,8 @@ class AttentionBackward {
     }
     if (p_.alibi_partial)
       for (int64_t g = 0; g < group; ++g) alibi_sum(hkv_ * group + g) = 0;
-    queries_.read(b_, hkv_, chunk_rows(p_, b_, chunk_));
+    if (queries_.whole())
+      queries_.read(b_, {hkv_ * group, (hkv_ + 1) * group}, chunk_rows(p_, b_, chunk_));
     const ChunkBlocks blocks = chunk_blocks(p_, chunk_);
     for (int64_t block = blocks.first; block < blocks.end; block += blocks.step)
       run_block({block * kKeyBlock, min64(p_.Lk, (block + 1) * kKeyBlock)});
@@ -126,7 +127,8 @@ class AttentionBackward {
           return p_.mask.next_rows(b_, h_, keys.begin, {i, rows.end}, query_chunk_);
         };
         for (Range run = next(rows.begin); !run.empty(); run = next(run.end)) {
-          rows_ = queries_.at(g, run.begin);
+          if (!queries_.whole()) queries_.read(b_, {h_, h_ + 1}, run);
+          rows_ = queries_.at(queries_.whole() ? g : 0, run.begin);
           run_queries(run, dq_.data + g * dq_.head);
         }
         if (p_.alibi_partial) alibi_sum(h_) += dslope_;

@@ -1,6 +1,7 @@
 // The query side of one work item of the backward pass: query and grad_out of the heads of a group,
 // as products along their columns and along the rows take them. What can't be used where it lies is
-// copied once for all key blocks of the item. Included by kernels.inl.
+// copied: once for all key blocks of the item, or, where that would take much memory, chunk by
+// chunk for each of them. Included by kernels.inl.
 
 template <class E>
 struct QueryRows {
@@ -11,23 +12,31 @@ struct QueryRows {
 template <class E>
 class QuerySide {
  public:
-  QuerySide(const AttentionGradParams& p, Arena& arena) : p_(p) {
-    heads_ = arena.take<QueryRows<E>>(p.group());
-    q_ = copies(p.query, p.D, arena);
-    dout_ = copies(p.grad_out, p.Dv, arena);
+  // chunk: rows of one head that are read together where not all are.
+  QuerySide(const AttentionGradParams& p, int chunk, Arena& arena) : p_(p) {
+    constexpr int64_t kMostBytes = int64_t{8} << 20;
+    const int64_t row_bytes = int64_t{2 * sizeof(Scalar<E>)} * (p.D + p.Dv);
+    whole_ = p.group() * p.plan.reach_rows * row_bytes <= kMostBytes;
+    rows_ = steps<E>(whole_ ? p.plan.reach_rows : chunk) * kPair<E>;
+    const int64_t heads = whole_ ? p.group() : 1;
+    heads_ = arena.take<QueryRows<E>>(heads);
+    q_ = copies(p.query, p.D, heads, arena);
+    dout_ = copies(p.grad_out, p.Dv, heads, arena);
   }
 
-  // The rows of `reach` of key head hkv's group.
-  void read(int64_t b, int64_t hkv, Range reach) {
+  // All that an item needs is read at once.
+  bool whole() const { return whole_; }
+
+  void read(int64_t b, Range heads, Range reach) {
     reach_ = reach;
-    for (int64_t g = 0; g < p_.group(); ++g) {
-      const int64_t h = hkv * p_.group() + g;
+    for (int64_t h = heads.begin; h < heads.end; ++h) {
+      const int64_t g = h - heads.begin;
       read_head(p_.query, p_.D, q_, b, h, g, heads_[g].q, heads_[g].q_down);
       read_head(p_.grad_out, p_.Dv, dout_, b, h, g, heads_[g].dout, heads_[g].dout_down);
     }
   }
 
-  // From row i of head g of the group on. Pairs begin at even rows.
+  // From row i of the g-th head read on. Pairs begin at even rows.
   QueryRows<E> at(int64_t g, int64_t i) const {
     const int64_t skipped = i - reach_.begin;
     QueryRows<E> rows = heads_[g];
@@ -39,23 +48,23 @@ class QuerySide {
 
  private:
   struct Copies {
-    Scalar<E>*natural = nullptr, *down = nullptr;  // [group][rows][columns, even in `natural`]
+    Scalar<E>*natural = nullptr, *down = nullptr;  // [heads][rows][columns, even in `natural`]
   };
 
   const AttentionGradParams& p_;
   Range reach_{0, 0};
   QueryRows<E>* heads_;
   Copies q_, dout_;
-
-  int64_t rows() const { return steps<E>(p_.plan.reach_rows) * kPair<E>; }
+  bool whole_;
+  int64_t rows_;
 
   static bool reads_in_place(const View& view, int64_t columns) {
     return has_natural_rows<E>(view, columns) && has_close_rows(view, columns);
   }
 
-  Copies copies(const View& view, int64_t columns, Arena& arena) const {
+  Copies copies(const View& view, int64_t columns, int64_t heads, Arena& arena) const {
     Copies c;
-    const int64_t all = p_.group() * rows();
+    const int64_t all = heads * rows_;
     if (!reads_in_place(view, columns))
       c.natural = arena.take<Scalar<E>>(all * steps<E>(columns) * kPair<E>);
     if (kPair<E> > 1) c.down = arena.take<Scalar<E>>(all * columns);
@@ -68,14 +77,14 @@ class QuerySide {
     natural = {reinterpret_cast<const Scalar<E>*>(view.at(b, h, reach_.begin)), view.stride[2]};
     if (copies.natural) {
       const int64_t ld = steps<E>(columns) * kPair<E>;
-      Scalar<E>* copy = copies.natural + g * rows() * ld;
+      Scalar<E>* copy = copies.natural + g * rows_ * ld;
       copy_operands<E>(view.at(b, h, reach_.begin), view.stride[2] * size_of(view.dtype), view, n,
                        columns, copy, ld);
       natural = {copy, ld};
     }
     down = natural;
     if constexpr (kPair<E> > 1) {
-      Scalar<E>* copy = copies.down + g * rows() * columns;
+      Scalar<E>* copy = copies.down + g * rows_ * columns;
       interleave_rows(reinterpret_cast<const char*>(natural.data),
                       natural.ld * int64_t{sizeof(Scalar<E>)}, 1, n, columns, copy, columns);
       down = {copy, columns};

@@ -359,19 +359,23 @@ class AttentionForward {
       sum[v] = Vec<A>{};
       store(tile.m + v * W, m[v]);
     }
+    // Locals: the stores below might change members, for all that the compiler knows.
+    A* const scores = scores_;
+    Lane<E>* const weights = weights_;
+    const bool drop = kept_ != nullptr;
     if (n % kPair<E> != 0)  // the partner of the last key weighs 0
       for (int v = 0; v < NV; ++v)
-        store(scores_ + n * kTileLanes + v * W, set1(-std::numeric_limits<A>::infinity()));
+        store(scores + n * kTileLanes + v * W, set1(-std::numeric_limits<A>::infinity()));
     for (int j = 0; j < n; j += kPair<E>)
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) {
         Vec<A> weight[kPair<E>];
         for (int x = 0; x < kPair<E>; ++x) {
-          weight[x] = exp2((load(scores_ + (j + x) * kTileLanes + v * W) - base[v]) * unit);
+          weight[x] = exp2((load(scores + (j + x) * kTileLanes + v * W) - base[v]) * unit);
           sum[v] += weight[x];
-          if (kept_) weight[x] = keep(weight[x], j + x, v);
+          if (drop) weight[x] = keep(weight[x], j + x, v);
         }
-        store_operands<E>(weights_ + j / kPair<E> * kTileLanes + v * W, weight);
+        store_operands<E>(weights + j / kPair<E> * kTileLanes + v * W, weight);
       }
     for (int v = 0; v < NV; ++v) store(tile.l + v * W, fma(load(tile.l + v * W), alpha[v], sum[v]));
   }
