@@ -6,7 +6,7 @@
 template <class A>
 constexpr double kLargeLse = std::is_same_v<A, double> ? 1e14 : 65536;
 
-constexpr int64_t kRowsAhead = 8;  // to prefetch
+constexpr int64_t kRowsAhead = 32;  // to prefetch
 
 template <class E>
 class AttentionBackwardRows {
