@@ -16,8 +16,7 @@ class KeySide {
     dkt_ = arena.take<A>(kKeyBlock * D_);
     dvt_ = arena.take<A>(kKeyBlock * Dv_);
     // dq needs whole vectors of key columns.
-    const bool in_place = kPair<E> == 1 && has_natural_rows<E>(p.key, D_) &&
-                          has_close_rows(p.key, D_) && D_ % kLanes<A> == 0;
+    const bool in_place = kPair<E> == 1 && has_reusable_rows<E>(p.key, D_) && D_ % kLanes<A> == 0;
     if (p.dq && !in_place) copy_ = arena.take<Scalar<E>>(kKeyBlock * p.plan.dq_width);
   }
 

@@ -49,8 +49,7 @@ GradPlan plan_attention_backward(const AttentionGradParams& p) {
   plan.row_blocks = (p.Lq + kStatisticsRows - 1) / kStatisticsRows;
   if (p.dq) {
     plan.dq_width = (p.D + kLanes<A> - 1) / kLanes<A> * kLanes<A>;
-    plan.dq_direct =
-        has_natural_rows<A>(p.dq, p.D) && has_close_rows(p.dq, p.D) && plan.dq_width == p.D;
+    plan.dq_direct = has_reusable_rows<A>(p.dq, p.D) && plan.dq_width == p.D;
     plan.dq_buffers = plan.chunks - (plan.dq_direct ? 1 : 0);
   }
   for (int64_t b = 0; b < p.B; ++b)

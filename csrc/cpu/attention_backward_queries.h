@@ -58,14 +58,10 @@ class QuerySide {
   bool whole_;
   int64_t rows_;
 
-  static bool reads_in_place(const View& view, int64_t columns) {
-    return has_natural_rows<E>(view, columns) && has_close_rows(view, columns);
-  }
-
   Copies copies(const View& view, int64_t columns, int64_t heads, Arena& arena) const {
     Copies c;
     const int64_t all = heads * rows_;
-    if (!reads_in_place(view, columns))
+    if (!has_reusable_rows<E>(view, columns))
       c.natural = arena.take<Scalar<E>>(all * steps<E>(columns) * kPair<E>);
     if (kPair<E> > 1) c.down = arena.take<Scalar<E>>(all * columns);
     return c;

@@ -19,7 +19,13 @@ inline bool has_close_rows(const View& view, int64_t columns) {
   return view.stride[2] <= 2 * columns;
 }
 
-// Hardware prefetches along such rows, not from one to the next.
+// Rows to be read again and again where they lie.
+template <class E>
+bool has_reusable_rows(const View& view, int64_t columns) {
+  return has_natural_rows<E>(view, columns) && has_close_rows(view, columns);
+}
+
+// Hardware prefetches along rows, not from one to the next that lies far off.
 inline void prefetch_rows(const View& view, int64_t b, int64_t h, Range rows, int64_t columns) {
   constexpr int64_t kLine = 64;
   if (has_close_rows(view, columns)) return;
