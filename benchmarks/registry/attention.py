@@ -1,38 +1,22 @@
-"""What is measured: cases as data, with the requirement each has to meet."""
+"""The cases of dense attention, windows and biases."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from .cases import CAUSAL, Band, Case, Holes, Requirement, Shape, plain
+from ..cases import CAUSAL, Band, Case, Holes, Requirement, Shape, plain
+from .bounds import D64, at_most, faster, faster_bf16, share
 
-__all__ = ["CASES", "operators"]
+__all__ = ["GROUPS"]
 
 WINDOW_256 = Band(255, 0)
 HOLES, PADDING = Holes(61), Holes(61, keys_only=True)  # tiles are 64 keys wide
-D64, D128 = plain(1, 8, 2048, 64), plain(1, 8, 2048, 128)
+D128 = plain(1, 8, 2048, 128)
 N512, N8192 = plain(4, 8, 512, 64), plain(1, 8, 8192, 64)
 N128, PAIR = plain(32, 8, 128, 64), plain(128, 4, 512, 32)
 PREFILL, ONE_HEAD = plain(1, 8, 1024, 64), plain(1, 1, 4096, 64)
 TINY, DECODE = plain(1, 1, 8, 16), Shape(1, 32, 8, 1, 16384, 128, 128)
 VIEWS = "views of (B, L, H, D)"
-
-
-def faster(times: float, peer: str = "sdpa", needs: str = "avx512") -> Requirement:
-    return Requirement("ratio", times, peer, needs)
-
-
-def faster_bf16(times: float, peer: str = "sdpa") -> Requirement:
-    return faster(times, peer, needs="avx512_bf16")
-
-
-def at_most(times: float, peer: str, needs: str = "avx512") -> Requirement:
-    return Requirement("overhead", times, peer, needs)
-
-
-def share(bound: float, needs: str = "avx512") -> Requirement:
-    return Requirement("share", bound, needs=needs)
-
 
 FLOAT32 = [
     Case("forward-dense", D64, (faster(1.2), share(0.85)), memory=True, headline=True),
@@ -204,13 +188,6 @@ OTHERS = [
     ),
 ]
 
-LAYER = [
-    Case("layer-eval", D64, (faster(1.6, "torch"),), ("torch", "torch_slow_path"), headline=True),
-    Case("layer-train", D64, (faster(1.2, "torch"),), ("torch",), passes="both", headline=True),
-    Case("layer-eval-128", plain(8, 8, 128, 64), peers=("torch", "torch_slow_path")),
-    Case("layer-train-128", plain(8, 8, 128, 64), peers=("torch",), passes="both"),
-]
-
 
 def on_two_threads(case: Case, *requirements: Requirement) -> Case:
     return replace(
@@ -232,53 +209,12 @@ TWO_THREADS = [
     on_two_threads(Case("backward-causal-one-head", ONE_HEAD, passes="backward", mask=CAUSAL), faster(2.3)),
 ]
 
-N4096 = plain(1, 8, 4096, 64)
-CHUNKS = ("chunks_64", "chunks_128")
-WY_CHUNKS = ("chunks_32", "chunks_64")
-
-LINEAR_ATTENTION = [
-    Case(
-        "linear_attention-forward",
-        N4096,
-        tuple(faster(3, c) for c in CHUNKS),
-        CHUNKS,
-        mask=CAUSAL,
-        headline=True,
-    ),
-    Case(
-        "linear_attention-both",
-        N4096,
-        tuple(faster(2.7, c) for c in CHUNKS),
-        CHUNKS,
-        passes="both",
-        mask=CAUSAL,
-        headline=True,
-    ),
-]
-DELTA_RULE = [
-    Case("delta_rule-forward", N4096, (), WY_CHUNKS, mask=CAUSAL, headline=True),
-    Case("delta_rule-both", N4096, (), WY_CHUNKS, passes="both", mask=CAUSAL, headline=True),
-]
-
-
-def _grouped(heading: str, cases: list[Case], op: str = "attention") -> list[Case]:
-    return [replace(case, group=heading, op=op) for case in cases]
-
-
-CASES: tuple[Case, ...] = (
-    *_grouped("float32", FLOAT32),
-    *_grouped("Short sequences", SHORT),
-    *_grouped("Windows", WINDOWS),
-    *_grouped("Masks, bias and views", MASKS_AND_VIEWS),
-    *_grouped("bfloat16 and float16", NARROW),
-    *_grouped("Others", OTHERS),
-    *_grouped("Two threads", TWO_THREADS),
-    *_grouped("Linear attention", LINEAR_ATTENTION, "linear_attention"),
-    *_grouped("The delta rule", DELTA_RULE, "delta_rule"),
-    *_grouped("The layer, of width E = H x D", LAYER, "multihead_attention"),
-)
-
-
-def operators() -> list[str]:
-    """The operators that have cases."""
-    return sorted({case.op for case in CASES})
+GROUPS = {
+    "float32": FLOAT32,
+    "Short sequences": SHORT,
+    "Windows": WINDOWS,
+    "Masks, bias and views": MASKS_AND_VIEWS,
+    "bfloat16 and float16": NARROW,
+    "Others": OTHERS,
+    "Two threads": TWO_THREADS,
+}
