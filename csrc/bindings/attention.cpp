@@ -254,7 +254,7 @@ class Backward {
     const int64_t* size = p_.bias_size;
     bias_sums_ = direct ? gradients_[3]
                         : empty({p_.plan.bias_slots, size[0], size[1], size[2], size[3]}, type_);
-    torch::stable::zero_(bias_sums_);
+    if (size[2] == 1 || size[3] == 1) torch::stable::zero_(bias_sums_);
     p_.dbias_partial = bias_sums_.data_ptr();
   }
 

@@ -71,7 +71,7 @@ struct AttentionGradParams : AttentionParams {
   void* row_delta = nullptr;        // [B, Hq, Lq], sum_d grad_out * out - grad_lse
   uint8_t* row_finite = nullptr;    // [B, Hq, Lq], of query and grad_out
   void* dq_partial = nullptr;       // [B, Hkv, dq_buffers, group, dq_rows, dq_width]
-  void* dbias_partial = nullptr;    // [bias_slots, bias], zeroed
+  void* dbias_partial = nullptr;    // [bias_slots, bias], zeroed unless it has both lengths
   double* sink_partial = nullptr;   // [B, Hq, row_blocks]
   double* alibi_partial = nullptr;  // [B, Hq, chunks]
 };

@@ -48,6 +48,7 @@ class AttentionBackward {
   QuerySide<E> queries_;
   QueryRows<E> rows_;  // of the chunk of queries
   KeySide<E> block_;
+  BiasSums<A> bias_;
   const A *lse_ = nullptr, *lse_low_ = nullptr, *delta_ = nullptr;
   const uint8_t* row_finite_ = nullptr;
   A slope_ = 0;
@@ -63,7 +64,8 @@ class AttentionBackward {
                                    int64_t{sizeof(A)} * (2 * p.D + p.Dv + 2 * kTile), kSumRows,
                                    kMaxChunk)),
         queries_(p, query_chunk_, arena),
-        block_(p, arena) {
+        block_(p, arena),
+        bias_(p) {
     weights_ = arena.take<A>(query_chunk_ * kTile);
     ds_ = arena.take<A>(query_chunk_ * kTile);
     cap_ = p.score.softcap != 0 ? arena.take<A>(query_chunk_ * kTile) : nullptr;
@@ -113,28 +115,30 @@ class AttentionBackward {
   void run_block(Range keys) {
     keys_ = keys;
     block_.clear_gradients();
-    Range rows = p_.mask.query_range(b_, keys);
-    if (!rows.empty()) {
-      rows.begin = rows.begin / kPair<E> * kPair<E>;
-      block_.read(b_, hkv_, keys);
-      for (int64_t g = 0; g < p_.group(); ++g) {
-        h_ = hkv_ * p_.group() + g;
-        dslope_ = 0;
-        if (p_.alibi_slopes)
-          slope_ =
-              static_cast<A>(load_scalar(p_.alibi_slopes.at(b_, h_, 0), p_.alibi_slopes.dtype));
-        const auto next = [&](int64_t i) {
-          return p_.mask.next_rows(b_, h_, keys.begin, {i, rows.end}, query_chunk_);
-        };
-        for (Range run = next(rows.begin); !run.empty(); run = next(run.end)) {
-          if (!queries_.whole()) queries_.read(b_, {h_, h_ + 1}, run);
-          rows_ = queries_.at(queries_.whole() ? g : 0, run.begin);
-          run_queries(run, dq_.data + g * dq_.head);
-        }
-        if (p_.alibi_partial) alibi_sum(h_) += dslope_;
-      }
+    const Range rows = p_.mask.query_range(b_, keys);
+    if (!rows.empty()) block_.read(b_, hkv_, keys);
+    for (int64_t g = 0; g < p_.group(); ++g) {
+      h_ = hkv_ * p_.group() + g;
+      bias_.begin(b_, h_, chunk_, keys);
+      if (!rows.empty()) run_head(g, {rows.begin / kPair<E> * kPair<E>, rows.end});
     }
     block_.write_gradients(b_, hkv_, keys);
+  }
+
+  // The g-th head of the group against the key block.
+  void run_head(int64_t g, Range rows) {
+    dslope_ = 0;
+    if (p_.alibi_slopes)
+      slope_ = static_cast<A>(load_scalar(p_.alibi_slopes.at(b_, h_, 0), p_.alibi_slopes.dtype));
+    const auto next = [&](int64_t i) {
+      return p_.mask.next_rows(b_, h_, keys_.begin, {i, rows.end}, query_chunk_);
+    };
+    for (Range run = next(rows.begin); !run.empty(); run = next(run.end)) {
+      if (!queries_.whole()) queries_.read(b_, {h_, h_ + 1}, run);
+      rows_ = queries_.at(queries_.whole() ? g : 0, run.begin);
+      run_queries(run, dq_.data + g * dq_.head);
+    }
+    if (p_.alibi_partial) alibi_sum(h_) += dslope_;
   }
 
   // One chunk of queries of head h_ against every tile of the key block.
@@ -213,6 +217,8 @@ class AttentionBackward {
     for (int i = a; i < e; i += kGroup) {
       const int end = static_cast<int>(min64(e, i + kGroup));
       const bool partial = kinds[i / kGroup] == Kind::kPartial;
+      bias_.prefetch({first_row + end, first_row + min64(e, end + kGroup)}, keys_.begin + t * kTile,
+                     kTile);
       multiply_rows(rows_.q, kt, D_, i, end, [&](int r, Vec<A>(&s)[NV]) ATTN_INLINE_LAMBDA {
         for (int v = 0; v < NV; ++v) {
           if (plain_) s[v] = weight(s[v] * set1(scale_), r);
@@ -270,29 +276,37 @@ class AttentionBackward {
 
   // s -> p: the score terms, then exp(s - lse), 0 where masked. A bias of -inf leaves the row map.
   void finish_weights(int t, int64_t first_row, int i, int end) {
+    const Vec<A> scale = set1(scale_);
     const A cap = static_cast<A>(p_.score.softcap);
     const int64_t j0 = keys_.begin + t * kTile;
     const int count = static_cast<int>(min64(kTile, keys_.end - j0));
-    for (int r = i; r < end; ++r)
+    for (int r = i; r < end; ++r) {
+      const char* bias = p_.bias ? p_.bias.at(b_, h_, first_row + r, j0) : nullptr;
+      uint64_t map = maps_[r];
       for (int v = 0; v < NV; ++v) {
+        const int shift = t * kTile + v * W;
         A* at = weights_ + r * kTile + v * W;
-        Vec<A> s = load(at) * set1(scale_);
+        Vec<A> s = load(at) * scale;
         if (cap != 0) {
           const Vec<A> t1 = tanh(s / set1(cap));
           store(cap_ + r * kTile + v * W, softcap_derivative(t1, set1(A(1))));
           s = softcap_value(t1, set1(cap));
         }
-        const int shift = t * kTile + v * W;
-        if (p_.bias && count > v * W) {
-          const Vec<A> bias = load_elements<A>(p_.bias.at(b_, h_, first_row + r, j0 + v * W),
-                                               p_.bias.dtype, p_.bias.stride[3], count - v * W);
-          const IntVec<A> masked = bias == set1(-std::numeric_limits<A>::infinity());
-          for (int l = 0; l < W; ++l) maps_[r] &= ~(uint64_t(masked[l] != 0) << (shift + l));
-          s += bias;
+        if (bias && count > v * W) {
+          const int64_t stride = p_.bias.stride[3], skipped = v * W * stride;
+          const Vec<A> x = load_elements<A>(bias + skipped * size_of(p_.bias.dtype), p_.bias.dtype,
+                                            stride, count - v * W);
+          const uint64_t masked =
+              bits_from_lanes<A>(x == set1(-std::numeric_limits<A>::infinity()));
+          map &= ~(masked << shift);
+          s += x;
         }
         if (p_.alibi_slopes) s += alibi_value(set1(slope_), distance(first_row + r, j0 + v * W));
-        store(at, select<A>(seen(t, r, v), weight(s, r), Vec<A>{}));
+        const IntVec<A> seen = lanes_from_bits<A>(static_cast<Word<A>>(map >> shift));
+        store(at, select<A>(seen, weight(s, r), Vec<A>{}));
       }
+      maps_[r] = map;
+    }
   }
 
   // |i' - j| for the W keys from j on
@@ -307,45 +321,26 @@ class AttentionBackward {
                  keep = set1(static_cast<A>(p_.dropout.keep_scale));
     const int64_t j0 = keys_.begin + t * kTile;
     Vec<A> dslope{};
-    for (int r = i; r < end; ++r)
+    for (int r = i; r < end; ++r) {
+      A* dbias = p_.dbias ? bias_.row(first_row + r) : nullptr;
       for (int v = 0; v < NV; ++v) {
         const int64_t at = r * kTile + v * W;
-        const int shift = t * kTile + v * W;
         Vec<A> weight = load(weights_ + at), dp = load(ds_ + at);
         if (kept_) {
-          const IntVec<A> kept = lanes_from_bits<A>(static_cast<Word<A>>(kept_[r] >> shift));
+          const IntVec<A> kept =
+              lanes_from_bits<A>(static_cast<Word<A>>(kept_[r] >> (t * kTile + v * W)));
           dp = select<A>(kept, dp * keep, Vec<A>{});
           store(weights_ + at, select<A>(kept, weight * keep, Vec<A>{}));
         }
         Vec<A> ds = select<A>(seen(t, r, v), weight * (dp - set1(delta_[r])), Vec<A>{});
-        if (p_.dbias) add_bias(first_row + r, j0 + v * W, ds);
+        if (dbias) bias_.add(dbias, j0 + v * W, ds);
         if (p_.alibi_partial)
           dslope = fma(ds, alibi_derivative(distance(first_row + r, j0 + v * W)), dslope);
         if (cap_) ds *= load(cap_ + at);
         store(ds_ + at, ds * scale);
       }
+    }
     dslope_ += static_cast<double>(sum_lanes<A>(dslope));
-  }
-
-  // dbias += ds of W keys, into the slot of this task; summed over the keys where the bias is
-  // broadcast over them.
-  void add_bias(int64_t i, int64_t j, Vec<A> ds) {
-    const int64_t* size = p_.bias_size;
-    const GradPlan& plan = p_.plan;
-    int64_t slot = 0;
-    if (size[0] == 1 && !plan.merge_batch) slot = b_;
-    if (size[1] == 1 && !plan.merge_heads) slot = slot * p_.Hkv + hkv_;
-    if (size[3] == 1) slot = slot * plan.chunks + chunk_;
-    const int64_t bi = size[0] == 1 ? 0 : b_, hi = size[1] == 1 ? 0 : h_, qi = size[2] == 1 ? 0 : i;
-    A* row = static_cast<A*>(p_.dbias_partial) +
-             (((slot * size[0] + bi) * size[1] + hi) * size[2] + qi) * size[3];
-    const int64_t count = min64(W, keys_.end - j);
-    if (size[3] == 1)
-      *row += sum_lanes<A>(ds);
-    else if (count == W)
-      store(row + j, load(row + j) + ds);
-    else
-      for (int64_t l = 0; l < count; ++l) row[j + l] += ds[l];
   }
 
   // Weights and ds of rows a .. e-1 as operands: pairs of rows for dv and dk, rows of keys for dq.

@@ -8,20 +8,6 @@
 constexpr int kMaxTilesPerItem = 4;  // that share a block of keys; more gain nothing
 
 template <class E>
-struct RowTile {
-  using A = Compute<E>;
-  static constexpr int kTileLanes = kMaxVectors * kLanes<A>;
-  int count;    // rows in use; the lanes behind repeat the last one
-  int vectors;  // of lanes in use
-  Range rows;   // of query positions
-  Range keys;   // some row may see
-  int64_t i[kTileLanes], h[kTileLanes];
-  A m[kTileLanes], l[kTileLanes], slope[kTileLanes];  // running maximum and sum
-  Lane<E>* q;                                         // [steps of D][lanes]
-  A* o;                                               // [Dv][lanes]
-};
-
-template <class E>
 class AttentionForward {
  public:
   using Params = AttentionParams;
@@ -63,8 +49,9 @@ class AttentionForward {
   int64_t blocks_;
   int64_t b_ = 0, hkv_ = 0;
   RowTile<E>* tiles_;
-  A *scores_, *bias_;  // [kKeyBlock][lanes]
-  Lane<E>* weights_;   // [steps of kKeyBlock][lanes], in the place of the scores
+  A* scores_;  // [kKeyBlock][lanes]
+  RowBias<E> bias_;
+  Lane<E>* weights_;  // [steps of kKeyBlock][lanes], in the place of the scores
   // Copies of a block where its rows can't be read where they lie.
   Scalar<E>*key_block_ = nullptr, *value_block_ = nullptr;
   Rows<E> values_;  // of the block
@@ -89,7 +76,7 @@ class AttentionForward {
     A* o = arena.take<A>(tiles_per_item_ * p.Dv * kTileLanes);
     scores_ = arena.take<A>(kKeyBlock * kTileLanes);
     weights_ = reinterpret_cast<Lane<E>*>(scores_);
-    bias_ = p.bias ? arena.take<A>(kKeyBlock * kTileLanes) : nullptr;
+    bias_ = RowBias<E>(p, arena);
     if (!reads_in_place(p.key, p.D))
       key_block_ = arena.take<Scalar<E>>(kKeyBlock * steps<E>(p.D) * kPair<E>);
     if (kPair<E> > 1 || !reads_in_place(p.value, p.Dv))
@@ -251,7 +238,7 @@ class AttentionForward {
     const bool partial = kind == Kind::kPartial;
     Vec<A> m[NV], alpha[NV];
     for (int x = 0; x < NV; ++x) m[x] = load(tile.m + x * W);
-    multiply_keys<NV>(tile.q, k, n, m, plain_ && !partial);
+    multiply_keys<NV>(tile, keys, k, m, plain_ && !partial);
     if (!plain_)
       adjust_scores<NV>(tile, keys, partial, m);
     else if (partial)
@@ -274,12 +261,19 @@ class AttentionForward {
     return *values_finite_;
   }
 
-  // s[j] = k[j] . q; with `track` the maximum over j goes to m
+  // s[j] = k[j] . q; with `track` the maximum over j goes to m. Meanwhile the biases of the keys
+  // that may come next are fetched.
   template <int NV>
-  void multiply_keys(const Lane<E>* q, Rows<E> k, int n, Vec<A> (&m)[NV], bool track) {
+  void multiply_keys(const RowTile<E>& tile, Range keys, Rows<E> k, Vec<A> (&m)[NV], bool track) {
+    const int n = static_cast<int>(keys.end - keys.begin);
+    const Range next{keys.end, min64(p_.Lk, keys.end + kKeyBlock)};
+    const bool biased(bias_);
     for_row_tiles<kRows>(0, n, [&]<int R>(int j) ATTN_INLINE_LAMBDA {
+      constexpr int kLanesPerKey = kTileLanes / kKeyBlock + 1;
+      if (biased) bias_.prefetch(b_, tile, next, j * kLanesPerKey, (j + R) * kLanesPerKey);
       Vec<A> s[R][NV];
-      multiply_tile<E, R, NV>(k.data + j * k.ld, k.ld, kPair<E>, q, kTileLanes, steps<E>(p_.D), s);
+      multiply_tile<E, R, NV>(k.data + j * k.ld, k.ld, kPair<E>, tile.q, kTileLanes, steps<E>(p_.D),
+                              s);
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
@@ -310,12 +304,7 @@ class AttentionForward {
   template <int NV>
   void adjust_scores(const RowTile<E>& tile, Range keys, bool partial, Vec<A> (&m)[NV]) {
     const int n = static_cast<int>(keys.end - keys.begin);
-    if (bias_) {
-      const char* rows[kTileLanes];
-      for (int lane = 0; lane < NV * W; ++lane)
-        rows[lane] = p_.bias.at(b_, tile.h[lane], tile.i[lane], keys.begin);
-      pack_lanes<A>(rows, NV * W, p_.bias.dtype, p_.bias.stride[3], n, A(1), bias_, kTileLanes);
-    }
+    if (bias_) bias_.read(b_, tile, keys, NV * W);
     const Vec<A> minus_infinity = set1(-std::numeric_limits<A>::infinity());
     const A cap = static_cast<A>(p_.score.softcap);
     Vec<A> distance[NV] = {};  // i' - j
@@ -329,7 +318,7 @@ class AttentionForward {
         Vec<A> s = load(at) * set1(scale_);
         if (cap != 0) s = softcap_value(tanh(s / set1(cap)), set1(cap));
         if (bias_) {
-          const Vec<A> bias = load(bias_ + j * kTileLanes + v * W);
+          const Vec<A> bias = bias_.at(j, v);
           s = select<A>(bias == minus_infinity, minus_infinity, s + bias);
         }
         if (p_.alibi_slopes)
@@ -401,8 +390,7 @@ class AttentionForward {
           const A value = to_compute<E>(values.data[(j - part) * values.ld + c * kPair<E> + part]);
           Vec<A> next = fma(weight, set1(value), o);
           if (partial) next = select<A>(maps_->test(j, v), next, o);
-          if (bias_)
-            next = select<A>(load(bias_ + j * kTileLanes + v * W) == minus_infinity, o, next);
+          if (bias_) next = select<A>(bias_.at(j, v) == minus_infinity, o, next);
           o = next;
         }
         store(at, o);

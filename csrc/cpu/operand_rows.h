@@ -25,13 +25,16 @@ bool has_reusable_rows(const View& view, int64_t columns) {
   return has_natural_rows<E>(view, columns) && has_close_rows(view, columns);
 }
 
+inline void prefetch_bytes(const char* p, int64_t count) {
+  constexpr int64_t kLine = 64;
+  for (int64_t at = 0; at < count; at += kLine) __builtin_prefetch(p + at, 0, 2);
+}
+
 // Hardware prefetches along rows, not from one to the next that lies far off.
 inline void prefetch_rows(const View& view, int64_t b, int64_t h, Range rows, int64_t columns) {
-  constexpr int64_t kLine = 64;
   if (has_close_rows(view, columns)) return;
   for (int64_t i = rows.begin; i < rows.end; ++i)
-    for (int64_t at = 0; at < columns * size_of(view.dtype); at += kLine)
-      __builtin_prefetch(view.at(b, h, i) + at, 0, 2);
+    prefetch_bytes(view.at(b, h, i), columns * size_of(view.dtype));
 }
 
 // 16-bit words 0 .. count-1 at p, p + stride, ... (stride in words); the others are 0.

@@ -156,13 +156,24 @@ ATTN_INLINE IntVec<T> lanes_from_bits(Word<T> word) {
     lane_bit[l] = typename std::make_signed<Word<T>>::type(1) << l;
   return (set1_int<T>(word) & lane_bit) != 0;
 }
+// Bit l is set iff lane l is: the way back.
+template <class T>
+ATTN_INLINE uint32_t bits_from_lanes(IntVec<T> condition) {
+#if ATTN_VECTOR_BYTES == 64
+  if constexpr (sizeof(T) == 4) return _mm512_movepi32_mask(reinterpret_cast<__m512i>(condition));
+  if constexpr (sizeof(T) == 8) return _mm512_movepi64_mask(reinterpret_cast<__m512i>(condition));
+#elif ATTN_VECTOR_BYTES == 32
+  if constexpr (sizeof(T) == 4) return _mm256_movemask_ps(reinterpret_cast<__m256>(condition));
+  if constexpr (sizeof(T) == 8) return _mm256_movemask_pd(reinterpret_cast<__m256d>(condition));
+#endif
+  uint32_t bits = 0;
+  for (int l = 0; l < kLanes<T>; ++l) bits |= uint32_t(condition[l] != 0) << l;
+  return bits;
+}
 // x - x is 0 for finite x and NaN otherwise.
 template <class T>
 ATTN_INLINE bool all_finite(Vec<T> x) {
-  const IntVec<T> bad = (x - x) != Vec<T>{};
-  Word<T> any = 0;
-  for (int l = 0; l < kLanes<T>; ++l) any |= static_cast<Word<T>>(bad[l]);
-  return any == 0;
+  return bits_from_lanes<T>((x - x) != Vec<T>{}) == 0;
 }
 
 // 2**f on [-1/2, 1/2], relative minimax with 2**0 = 1 exactly, so that rescaling by 2**0 changes

@@ -39,6 +39,7 @@ template <class A>
 __attribute__((noinline)) Vec<A> convert_elements(const char* p, Dtype dtype, int64_t stride,
                                                   int count) {
   constexpr int W = kLanes<A>;
+  if (stride == 0 && count >= W) return set1(static_cast<A>(load_scalar(p, dtype)));
   if constexpr (std::is_same_v<A, float>) {
     if (stride == 1 && count >= W) {
       const auto* half = reinterpret_cast<const uint16_t*>(p);
