@@ -1,5 +1,6 @@
 """Layers on top of the fused operators."""
 
+from .linear_attention import LinearAttention
 from .multihead_attention import MultiheadAttention
 from .replace import ReplacementReport, replace_attention
 from .sparse_attention import (
@@ -14,6 +15,7 @@ from .sparse_attention import (
 __all__ = [
     "BlockSparseAttention",
     "DilatedAttention",
+    "LinearAttention",
     "MultiheadAttention",
     "NeighborhoodAttention",
     "ReplacementReport",

@@ -1,0 +1,67 @@
+"""Padded tokens of recurrent layers: moved behind the others, as the fused operators want them."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Packing(NamedTuple):
+    """The order that brings the tokens of each row that are no padding to its front, order kept.
+
+    Attributes:
+        lengths: (N,), how many tokens of each row are no padding.
+        order: (N, L), the place each token comes from.
+        inverse: (N, L), the place it goes back to.
+    """
+
+    lengths: Tensor
+    order: Tensor
+    inverse: Tensor
+
+    def pack(self, x: Tensor, dim: int) -> Tensor:
+        """x (N, ..., L, ...) with the padding last."""
+        return torch.take_along_dim(x, _along(self.order, x, dim), dim)
+
+    def unpack(self, x: Tensor, dim: int) -> Tensor:
+        """The inverse of `pack`."""
+        return torch.take_along_dim(x, _along(self.inverse, x, dim), dim)
+
+
+def packing(key_padding_mask: Tensor | None) -> Packing | None:
+    """From a mask (N, L), True or -inf where padded; None without one.
+
+    Raises ValueError for a float mask with other values than 0 and -inf, where they can be looked at.
+    """
+    if key_padding_mask is None:
+        return None
+    hidden = key_padding_mask
+    if hidden.dtype != torch.bool:
+        hidden = hidden == -math.inf
+        if _has_values(key_padding_mask) and bool(key_padding_mask.masked_fill(hidden, 0.0).any()):
+            raise ValueError(
+                "key_padding_mask: expected bool, or 0 and -inf, for scores that aren't computed;"
+                " got other numbers"
+            )
+    order = hidden.to(torch.uint8).argsort(dim=1, stable=True)
+    return Packing((~hidden).sum(1), order, order.argsort(dim=1))
+
+
+def _along(index: Tensor, x: Tensor, dim: int) -> Tensor:
+    """(N, L) with the dimensions of x, L at dim."""
+    return index.view(
+        *(index.shape[0] if d == 0 else index.shape[1] if d == dim else 1 for d in range(x.dim()))
+    )
+
+
+def _has_values(x: Tensor) -> bool:
+    if torch.compiler.is_compiling() or x.device.type == "meta":
+        return False
+    try:
+        bool((x == 0).all())
+    except RuntimeError:  # under vmap or a tracer there is no value to look at
+        return False
+    return True
