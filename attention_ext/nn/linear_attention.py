@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._ops.linear_attention import FEATURE_MAPS
+from ..features import FeatureMap
 from ..linear import State, linear_attention, linear_attention_step
 from .arguments import check_token, refuse_weights
 from .multihead_attention import MultiheadAttention
@@ -64,12 +65,14 @@ class LinearAttention(MultiheadAttention):
             raise ValueError(f"feature_map: expected one of {', '.join(FEATURE_MAPS)}, got {feature_map!r}")
         self.feature_map, self.causal, self.normalize, self.eps = feature_map, causal, normalize, eps
 
-    def features(self, q: Tensor, k: Tensor, decay: Tensor | None) -> tuple[Tensor, Tensor, str]:
+    def features(
+        self, q: Tensor, k: Tensor, decay: Tensor | None
+    ) -> tuple[Tensor, Tensor, str | FeatureMap]:
         """Projected queries and keys (N, H, L, D) as the operator gets them, and the map it applies itself.
 
         decay: what :meth:`log_decay` returned.
         """
-        if isinstance(self.feature_map, str):
+        if isinstance(self.feature_map, (str, FeatureMap)):
             return q, k, self.feature_map
         return self.feature_map(q), self.feature_map(k), "identity"
 
