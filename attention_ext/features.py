@@ -119,7 +119,7 @@ class Performer(_RandomProjection):
 
     Exponentials stay in range without a look at other tokens, so that what is past doesn't depend on what
     comes, and states can be taken up again. Queries of normalised attention are softmax(w_i . x'), which
-    differs by a factor that the quotient cancels; eps then counts 2**-40 times. The exponent of a key is at
+    differs by a factor that the quotient cancels; eps then counts 2**-80 times. The exponent of a key is at
     most |w_i|^2 / 2, whatever the key: beyond dim 64, where that may overflow, exponents end at 60. A key
     longer than about 16 dim**0.25 has, in float32, features and a weight of 0.
 
@@ -152,7 +152,7 @@ class Performer(_RandomProjection):
             raise ValueError(f"kind: expected one of {', '.join(self.KINDS)}, got {kind!r}")
         super().__init__(dim, num_features, 2 if kind == "hyperbolic" else 1, generator, device, dtype)
         self.kind = kind
-        self.eps_factor = 1.0 if kind == "relu" else 2.0**-40
+        self.eps_factor = 1.0 if kind == "relu" else 2.0**-80
 
     def forward(self, x: Tensor) -> Tensor:
         x = self._rows(x)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import attention_peers, layer_peers, linear_peers, onnxruntime_peers
+from . import attention_peers, features_peers, layer_peers, linear_peers, onnxruntime_peers
 from .contender import Contender
 
 __all__ = ["CONTENDERS", "REFERENCE"]
@@ -12,6 +12,7 @@ CONTENDERS: dict[str, dict[str, Contender]] = {
     "delta_rule": linear_peers.DELTA_RULE,
     "linear_attention": linear_peers.LINEAR_ATTENTION,
     "multihead_attention": layer_peers.CONTENDERS,
+    "performer": features_peers.PERFORMER,
 }
 # Of each operator, what ours under other conditions is compared with.
 REFERENCE = {
@@ -19,4 +20,5 @@ REFERENCE = {
     "delta_rule": "chunks_64",
     "linear_attention": "chunks_64",
     "multihead_attention": "torch",
+    "performer": "performer_pytorch",
 }

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["CAUSAL", "Band", "Case", "Holes", "Requirement", "Shape", "plain"]
+__all__ = ["CAUSAL", "FEATURES", "Band", "Case", "Holes", "Requirement", "Shape", "plain"]
 
 Figure = Literal["ratio", "share", "overhead", "scaling", "memory", "memory_ratio"]
 Passes = Literal["forward", "backward", "both"]
 PASSES = {"forward": "forward", "backward": "backward", "both": "forward + backward"}
 LAYER_PASSES = {"forward": "layer, eval", "both": "layer, training step"}
+FEATURES = 256  # of the cases of Performer
 PRODUCTS = {"forward": 1.0, "backward": 2.5, "both": 3.5}  # matrix products of attention, over forward's two
 
 
@@ -114,6 +115,7 @@ class Case:
     op: attention            shape says all
         linear_attention     causal, feature map elu + 1, normalised
         delta_rule           with keys of length 1 and a beta per token
+        performer            causal linear attention on positive random features, normalised
         multihead_attention  the layer, of width E = H * D; forward is eval, both a training step
     passes: backward and both make the gradients of all inputs (of the layer: of its weights as well)
     layout: BLHD are views (B, H, L, D) of tensors that lie as (B, L, H, D)
@@ -173,8 +175,11 @@ class Case:
         """Two products forward, five backward; what is masked does not count. The layer's projections do.
 
         Of the linear family the recurrence: one state written and read per token, twice that backward.
+        Features of Performer are products too.
         """
         s = self.shape
+        if self.op == "performer":
+            return 4.0 * s.B * s.H * s.Lq * FEATURES * (s.D + s.Dv) * (3.0 if self.grad else 1.0)
         if self.op in ("linear_attention", "delta_rule"):
             return 4.0 * s.B * s.H * s.Lq * s.D * s.Dv * (3.0 if self.grad else 1.0)
         products = 2.0 * s.B * s.H * self.pairs * (s.D + s.Dv) * PRODUCTS[self.passes]
