@@ -46,11 +46,11 @@ class FeatureMap(torch.nn.Module):
         self.num_features = _positive_int("num_features", num_features)
 
     def forward(self, x: Tensor) -> Tensor:
-        """phi of the rows of x (..., dim): of keys, and of queries where linear attention isn't normalised."""
+        """phi of rows x (..., dim): of keys, and of queries where linear attention isn't normalised."""
         raise NotImplementedError
 
     def queries(self, x: Tensor) -> Tensor:
-        """phi of the rows of x, each times a positive number of its own, which a normalised output cancels."""
+        """phi of rows x, each times a positive number of its own, which cancels in a normalised output."""
         return self(x)
 
     def extra_repr(self) -> str:

@@ -183,7 +183,7 @@ def _check_feature_map(
 ) -> tuple[int, _checks_linear.Sizes]:
     """The number of the map that the op applies, and the sizes with the D that it gets."""
     if isinstance(feature_map, FeatureMap):
-        if s.D != feature_map.dim:
+        if feature_map.dim != s.D:
             raise ValueError(
                 f"query: expected the head dimension of feature_map, {feature_map.dim}, got shape"
                 f" {tuple(query.shape)}"

@@ -26,7 +26,7 @@ def performer(case: Case) -> Forward:
 
 
 def performer_pytorch(case: Case) -> Forward:
-    """Its causal path without CUDA. What it adds to features and sums is left out: that alone tells us apart."""
+    """Its causal path without CUDA, less what it adds to features and sums: that alone tells us apart."""
     check_causal(case)
     from performer_pytorch.performer_pytorch import causal_linear_attention_noncuda, softmax_kernel
 

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -71,7 +72,7 @@ def test_attention_approaches_softmax_attention_as_features_grow(name):
             estimate = ax.linear_attention(q, k, v, feature_map=phi, causal=True)
             squares.append((estimate - exact).square().mean())
         errors.append(float(torch.stack(squares).mean().sqrt()))
-    assert all(after < 0.6 * before for before, after in zip(errors, errors[1:], strict=False))
+    assert all(after < 0.6 * before for before, after in pairwise(errors))
     assert errors[-1] < 0.03 * float(exact.square().mean().sqrt())
 
 

@@ -65,9 +65,7 @@ class LinearAttention(MultiheadAttention):
             raise ValueError(f"feature_map: expected one of {', '.join(FEATURE_MAPS)}, got {feature_map!r}")
         self.feature_map, self.causal, self.normalize, self.eps = feature_map, causal, normalize, eps
 
-    def features(
-        self, q: Tensor, k: Tensor, decay: Tensor | None
-    ) -> tuple[Tensor, Tensor, str | FeatureMap]:
+    def features(self, q: Tensor, k: Tensor, decay: Tensor | None) -> tuple[Tensor, Tensor, str | FeatureMap]:
         """Projected queries and keys (N, H, L, D) as the operator gets them, and the map it applies itself.
 
         decay: what :meth:`log_decay` returned.

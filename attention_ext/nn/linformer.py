@@ -62,10 +62,8 @@ class LinformerAttention(LowRankAttention):
         return attention(q, *combined, dropout_p=float(self.dropout) if self.training else 0.0)
 
     def extra_repr(self) -> str:
-        shared = self.proj_v is None
-        return (
-            f"max_length={self.max_length}, num_projections={self.num_projections}, share_projections={shared}"
-        )
+        shared = "" if self.proj_v is not None else ", share_projections=True"
+        return f"max_length={self.max_length}, num_projections={self.num_projections}{shared}"
 
 
 def _combine(x: Tensor, projection: Tensor) -> Tensor:

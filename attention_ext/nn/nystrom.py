@@ -77,7 +77,7 @@ class NystromAttention(LowRankAttention):
         values = attention(q_marks, k, v, mask=None if keep is None else KeyPadding(keep))
         values = pseudoinverse(inner, self.pinv_iterations) @ values.to(inner.dtype)
         out = attention(q, k_marks, values.to(q.dtype), mask=None if k_used is None else KeyPadding(k_used))
-        return out if self.conv is None else out + self.conv(v)
+        return out if self.conv is None or not v.numel() else out + self.conv(v)
 
     def extra_repr(self) -> str:
         return f"num_landmarks={self.num_landmarks}, pinv_iterations={self.pinv_iterations}"

@@ -63,8 +63,8 @@ class RandomFeatureAttention(_RandomFeatureLayer):
 
         S_t = g_t S_{t-1} + (1 - g_t) phi(k_t) v_t^T,        z_t = g_t z_{t-1} + (1 - g_t) phi(k_t)
 
-    Otherwise a :class:`LinearAttention`: the same arguments, states and steps. ``state_dict`` has, besides the
-    parameters of ``nn.MultiheadAttention``, ``sigma``, those of ``gate`` and ``feature_map.projection``.
+    Otherwise a :class:`LinearAttention`: the same arguments, states and steps. Besides the parameters of
+    ``nn.MultiheadAttention``, ``state_dict`` has ``sigma``, those of ``gate`` and ``feature_map.projection``.
 
     Args:
         embed_dim, num_heads, bias, kdim, vdim, batch_first, device, dtype: as in ``nn.MultiheadAttention``.
