@@ -1,8 +1,11 @@
 """Layers on top of the fused operators."""
 
+from .delta_net import DeltaNet, DeltaNetState, GatedDeltaNet
+from .gated_linear_attention import GatedLinearAttention
 from .linear_attention import LinearAttention
 from .multihead_attention import MultiheadAttention
 from .replace import ReplacementReport, replace_attention
+from .retention import Retention, RetentionState
 from .sparse_attention import (
     BlockSparseAttention,
     DilatedAttention,
@@ -14,11 +17,17 @@ from .sparse_attention import (
 
 __all__ = [
     "BlockSparseAttention",
+    "DeltaNet",
+    "DeltaNetState",
     "DilatedAttention",
+    "GatedDeltaNet",
+    "GatedLinearAttention",
     "LinearAttention",
     "MultiheadAttention",
     "NeighborhoodAttention",
     "ReplacementReport",
+    "Retention",
+    "RetentionState",
     "SlidingWindowAttention",
     "SparseAttention",
     "StridedAttention",
