@@ -13,11 +13,13 @@ class Packing(NamedTuple):
     """The order that brings the tokens of each row that are no padding to its front, order kept.
 
     Attributes:
+        hidden: (N, L) bool, the padding.
         lengths: (N,), how many tokens of each row are no padding.
         order: (N, L), the place each token comes from.
         inverse: (N, L), the place it goes back to.
     """
 
+    hidden: Tensor
     lengths: Tensor
     order: Tensor
     inverse: Tensor
@@ -47,7 +49,7 @@ def packing(key_padding_mask: Tensor | None) -> Packing | None:
                 " got other numbers"
             )
     order = hidden.to(torch.uint8).argsort(dim=1, stable=True)
-    return Packing((~hidden).sum(1), order, order.argsort(dim=1))
+    return Packing(hidden, (~hidden).sum(1), order, order.argsort(dim=1))
 
 
 def _along(index: Tensor, x: Tensor, dim: int) -> Tensor:
