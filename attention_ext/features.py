@@ -306,6 +306,29 @@ class Learned(FeatureMap):
         return f"{super().extra_repr()}, num_heads={self.num_heads}, bias={self.bias is not None}"
 
 
+def apply_map(
+    feature_map: FeatureMap,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    normalize: bool,
+    causal: bool = True,
+    key_lengths: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Features of query and key, and value in their dtype.
+
+    Padded rows become 0 before, since a gradient of 0 is no gradient where a feature is NaN.
+    """
+    if key_lengths is not None:
+        live = torch.arange(key.shape[-2], device=key.device) < key_lengths[:, None]
+        live = live[:, None, :, None][(0,) * (4 - key.dim())]
+        key = torch.where(live, key, 0.0)
+        query = torch.where(live, query, 0.0) if causal else query
+    phi_query = feature_map.queries(query) if normalize else feature_map(query)
+    phi_key = feature_map(key)
+    return phi_query, phi_key, value.to(phi_key.dtype)
+
+
 def _orthogonal_normal(rows: int, dim: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
     """(rows, dim): directions orthogonal in groups of dim, lengths those of standard normal rows."""
     options = {

@@ -10,7 +10,7 @@ from torch import Tensor
 from . import _checks, _checks_linear
 from ._ops import library
 from ._ops import linear_attention as _op
-from .features import FeatureMap
+from .features import FeatureMap, apply_map
 
 State = Tensor | tuple[Tensor, Tensor]
 
@@ -101,7 +101,7 @@ def linear_attention(
 
     rank, dtype = query.dim(), query.dtype
     if isinstance(feature_map, FeatureMap):
-        query, key, value = _features(feature_map, query, key, value, normalize, causal, key_lengths)
+        query, key, value = apply_map(feature_map, query, key, value, normalize, causal, key_lengths)
         eps *= feature_map.eps_factor
     out, _, *state = _op.operator(
         _op.Call(
@@ -172,7 +172,7 @@ def linear_attention_step(
     S, z = check_initial_state(state, query, s, s.B, normalize, name="state")
     dtype = query.dtype
     if isinstance(feature_map, FeatureMap):
-        query, key, value = _features(feature_map, query, key, value, normalize)
+        query, key, value = apply_map(feature_map, query, key, value, normalize)
         eps *= feature_map.eps_factor
     out = library.linear_step(query, key, value, S, z, number, decay, factor, normalize, float(eps))
     return out[:, :, 0].to(dtype)
@@ -197,29 +197,6 @@ def _check_feature_map(
     if feature_map not in _op.FEATURE_MAPS:
         raise ValueError(f"feature_map: expected one of {', '.join(_op.FEATURE_MAPS)}, got {feature_map!r}")
     return _op.FEATURE_MAPS.index(feature_map), s
-
-
-def _features(
-    feature_map: FeatureMap,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    normalize: bool,
-    causal: bool = True,
-    key_lengths: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Features of query and key, and value in their dtype.
-
-    Padded rows become 0 before, since a gradient of 0 is no gradient where a feature is NaN.
-    """
-    if key_lengths is not None:
-        live = torch.arange(key.shape[-2], device=key.device) < key_lengths[:, None]
-        live = live[:, None, :, None][(0,) * (4 - key.dim())]
-        key = torch.where(live, key, 0.0)
-        query = torch.where(live, query, 0.0) if causal else query
-    phi_query = feature_map.queries(query) if normalize else feature_map(query)
-    phi_key = feature_map(key)
-    return phi_query, phi_key, value.to(phi_key.dtype)
 
 
 def _check_numbers(scale: float | None, normalize: bool, eps: float) -> float:

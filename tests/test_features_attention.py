@@ -1,6 +1,7 @@
 """ax.features in ax.linear_attention and its step, against the plain recurrence on their features."""
 
 import re
+import warnings
 
 import pytest
 import torch
@@ -176,6 +177,21 @@ def test_padding_that_is_nan_reaches_nothing(name, causal):
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+def test_the_reference_takes_maps(options):
+    torch.manual_seed(0)
+    inputs, phi = rows(H, 2, 2), MAPS["softmax"]()
+    if options.get("decay") is not None:
+        options = {**options, "decay": options["decay"].narrow(0 if options["decay"].dim() == 1 else 1, 0, 2)}
+    out = reference.linear_attention(*inputs, feature_map=phi, **options)
+    expected = on_features(*inputs, feature_map=phi, **options)
+    if not options.get("return_state"):
+        assert torch.equal(out, expected)
+        return
+    state = out[1] if isinstance(out[1], tuple) else out[1:]
+    assert all(torch.equal(a, b) for a, b in zip((out[0], *state), expected, strict=True))
+
+
 @pytest.mark.parametrize("name", MAPS)
 def test_gradcheck(name):
     torch.manual_seed(0)
@@ -186,6 +202,9 @@ def test_gradcheck(name):
         return ax.linear_attention(*tensors, feature_map=phi, causal=True)
 
     assert torch.autograd.gradcheck(attend, inputs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ax.UnfusedWarning)
+        assert torch.autograd.gradgradcheck(attend, inputs)
 
 
 def test_graphs_and_batching():
