@@ -112,6 +112,7 @@ def test_draws_follow_the_seed_and_are_saved():
     own.load_state_dict(first.state_dict())
     assert torch.equal(own.projection, first.projection)
     assert torch.equal(copy.deepcopy(own)(torch.ones(D)), first(torch.ones(D)))
+    assert Performer(D, device="meta").projection.is_meta
 
 
 def test_learned_features_begin_as_the_identity():

@@ -177,6 +177,24 @@ def test_layouts_graphs_and_gradients(name):
     assert layer(x[:, :0], x[:, :0], x[:, :0])[0].shape == (1, 0, E)
 
 
+@pytest.mark.parametrize("name", LAYERS)
+def test_initial_weights_are_those_of_torch(name):
+    torch.manual_seed(0)
+    made = LAYERS[name]()
+    torch.manual_seed(0)
+    expected = torch.nn.MultiheadAttention(E, H, bias=made.in_proj_bias is not None, **F64).state_dict()
+    assert all(torch.equal(made.state_dict()[name], t) for name, t in expected.items())
+
+
+def test_linformer_drops_weights_in_training_alone():
+    torch.manual_seed(0)
+    layer, x = linformer_layer(dropout=0.5), torch.randn(N, L, E, **F64)
+    plain = linformer_layer()
+    plain.load_state_dict(layer.state_dict())
+    assert not torch.allclose(layer(x, x, x)[0], plain(x, x, x)[0])
+    torch.testing.assert_close(layer.eval()(x, x, x)[0], plain(x, x, x)[0])
+
+
 def test_an_encoder_layer_calls_it():
     encoder = torch.nn.TransformerEncoderLayer(E, H, dropout=0.0, batch_first=True, **F64).eval()
     encoder.self_attn = nystrom_layer()

@@ -140,12 +140,22 @@ def test_draws_are_saved_and_renewed(name):
 
 
 @pytest.mark.parametrize("name", LAYERS)
+def test_initial_weights_are_those_of_torch(name):
+    torch.manual_seed(0)
+    made = LAYERS[name]().state_dict()
+    torch.manual_seed(0)
+    expected = torch.nn.MultiheadAttention(E, H, **F64).state_dict()
+    assert all(torch.equal(made[name], t) for name, t in expected.items())
+
+
+@pytest.mark.parametrize("name", LAYERS)
 def test_training_in_bfloat16_and_a_whole_graph(name):
     torch.manual_seed(0)
     layer, x = LAYERS[name]().float(), torch.randn(N, L, E)
     exact = layer(x, x, x)[0]
     whole = torch.compile(lambda x: layer(x, x, x)[0], fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(whole(x), exact)
+    torch.testing.assert_close(torch.export.export(layer, (x, x, x)).module()(x, x, x)[0], exact)
     with torch.autocast("cpu", torch.bfloat16):
         out = layer(x, x, x)[0]
     assert out.dtype == torch.bfloat16
