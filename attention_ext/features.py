@@ -15,9 +15,12 @@ from torch import Tensor
 
 __all__ = ["FeatureMap", "Learned", "Performer", "RandomFourier"]
 
-# exp(60) leaves float32 sums over any number of tokens finite. Below this dimension no exponent comes near.
+# In units of dim**0.25; at this length the relative variance of an estimate is beyond exp(64).
+_LONGEST_KEY = 8.0
+# exp(60) leaves float32 sums over any number of tokens finite. Up to this dimension exponents end near 80, for
+# keys in the direction of the longest draw.
 _LARGEST_EXPONENT = 60.0
-_SAFE_DIM = 64
+_SAFE_DIM = 128
 
 
 class FeatureMap(torch.nn.Module):
@@ -119,9 +122,9 @@ class Performer(_RandomProjection):
 
     Exponentials stay in range without a look at other tokens, so that what is past doesn't depend on what
     comes, and states can be taken up again. Queries of normalised attention are softmax(w_i . x'), which
-    differs by a factor that the quotient cancels; eps then counts 2**-80 times. The exponent of a key is at
-    most |w_i|^2 / 2, whatever the key: beyond dim 64, where that may overflow, exponents end at 60. A key
-    longer than about 16 dim**0.25 has, in float32, features and a weight of 0.
+    differs by a factor that the quotient cancels; eps then counts 2**-80 times. A key with |x'| > 8, whose
+    features would vanish, counts as one of that length, and beyond dim 128, where features might overflow,
+    they end at exp(60).
 
     Args:
         dim: size D of the head dimension.
@@ -157,10 +160,11 @@ class Performer(_RandomProjection):
     def forward(self, x: Tensor) -> Tensor:
         x = self._rows(x)
         with _full_precision(x):
-            a = self._exponents(x)
             if self.kind == "relu":
-                return (a.relu_() + 0.001) * self.num_features**-0.5
-            a.sub_(self._half_square(x) + 0.5 * math.log(self.num_features))
+                return (self._project(x).relu_() + 0.001) * self.num_features**-0.5
+            half_square, largest = self._half_square(x), 0.5 * _LONGEST_KEY**2
+            a = self._exponents(x * (largest / half_square.clamp(min=largest)).sqrt())
+            a.sub_(half_square.clamp(max=largest) + 0.5 * math.log(self.num_features))
             if self.dim > _SAFE_DIM:
                 a = a.clamp(max=_LARGEST_EXPONENT)
             return a.exp_()

@@ -155,7 +155,7 @@ def test_queries_differ_from_features_by_a_factor_for_each_row(kind):
 @pytest.mark.parametrize("kind", ["softmax", "hyperbolic"])
 def test_features_stay_in_range(kind, dim):
     phi = Performer(dim, 2 * dim, kind)
-    draws = phi.projection * dim**0.25  # the worst keys: those whose x' is a draw
+    draws = phi.projection * dim**0.25  # the worst keys: x' is a draw, or in its direction
     for x in (draws, 1e-3 * draws, 10 * draws, 1e4 * torch.randn(9, dim), torch.zeros(1, dim)):
         for features in (phi(x), phi.queries(x)):
             assert bool(features.isfinite().all())
@@ -169,6 +169,18 @@ def test_features_stay_in_range(kind, dim):
 def test_fourier_features_stay_in_range():
     phi = RandomFourier(D, 32)
     assert bool(phi(1e4 * torch.randn(9, D)).isfinite().all())
+
+
+def test_a_key_has_features_whatever_its_length():
+    phi, x = Performer(D, 4 * D, **F64), torch.randn(D, **F64)
+    x = x / x.norm() * D**0.25
+    longest = phi(8 * x)
+    assert float(longest.max()) > 1e-25
+    torch.testing.assert_close(
+        phi(7.9 * x), (phi.projection @ (7.9 * x / D**0.25) - 7.9**2 / 2).exp() / (4 * D) ** 0.5
+    )
+    for size in (8.5, 80.0, 1e6):
+        torch.testing.assert_close(phi(size * x), longest)
 
 
 @pytest.mark.parametrize("name", MAPS)

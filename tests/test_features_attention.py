@@ -137,7 +137,7 @@ def test_outputs_and_gradients_of_the_past_do_not_see_the_future(name):
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
-@pytest.mark.parametrize("size", [0.01, 1.0, 2.0, 3.0])
+@pytest.mark.parametrize("size", [0.01, 1.0, 3.0, 10.0, 1000.0])
 def test_long_queries_and_keys_keep_their_weights(size):
     """In float32 as in float64 without eps; the first token sees itself alone."""
     torch.manual_seed(0)
@@ -150,10 +150,10 @@ def test_long_queries_and_keys_keep_their_weights(size):
     torch.testing.assert_close(out, exact.float(), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("size", [5.0, 10.0, 100.0])
-def test_rows_beyond_the_range_of_float32_stay_finite(size):
+@pytest.mark.parametrize("size", [0.0, 10.0, 1e4])
+def test_gradients_stay_finite(size):
     torch.manual_seed(0)
-    inputs = [size * torch.randn(1, 2, 33, 64, requires_grad=True) for _ in range(3)]
+    inputs = [(size * torch.randn(1, 2, 33, 64)).requires_grad_() for _ in range(3)]
     out = ax.linear_attention(*inputs, feature_map=Performer(64, 256), causal=True)
     for t in (out, *torch.autograd.grad(out.sum(), inputs)):
         assert bool(t.isfinite().all())
