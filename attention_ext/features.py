@@ -17,8 +17,8 @@ __all__ = ["FeatureMap", "Learned", "Performer", "RandomFourier"]
 
 # In units of dim**0.25; at this length the relative variance of an estimate is beyond exp(64).
 _LONGEST_KEY = 8.0
-# exp(60) leaves float32 sums over any number of tokens finite. Up to this dimension exponents end near 80, for
-# keys in the direction of the longest draw.
+# exp(60) leaves float32 sums over any number of tokens finite. Up to this dimension exponents end near 80
+# by themselves.
 _LARGEST_EXPONENT = 60.0
 _SAFE_DIM = 128
 
