@@ -111,17 +111,21 @@ class Requirement:
 class Case:
     """One thing to measure.
 
-    op: attention            shape says all
-        linear_attention     causal, feature map elu + 1, normalised
-        delta_rule           with keys of length 1 and a beta per token
-        multihead_attention  the layer, of width E = H * D; forward is eval, both a training step
+    op: attention              shape says all
+        linear_attention       causal, feature map elu + 1, normalised
+        linear_attention_step  one token of it, unnormalised and with decays, in place on the states
+        delta_rule             with keys of length 1 and a beta per token
+        multihead_attention    the layer, of width E = H * D; forward is eval, both a training step
     passes: backward and both make the gradients of all inputs (of the layer: of its weights as well)
     layout: BLHD are views (B, H, L, D) of tensors that lie as (B, L, H, D)
     pair_bias: add a bias (H, Lq, Lk), shared by all B, which wants a gradient
-    kind: time      thread CPU time of ours and of the peers, interleaved
-          scaling   wall time on 1 and on `threads` threads, interleaved with an FMA loop doing the same
-          memory    peak memory of a process that does nothing else
-    bound: the machine's limit that `share` is taken of
+    variant: of the linear family: "decay" is one per token and head, "plain" none; linear attention is then
+      without feature map and normaliser
+    kind: time       thread CPU time of ours and of the peers, interleaved
+          scaling    wall time on 1 and on `threads` threads, interleaved with an FMA loop doing the same
+          memory     peak memory of a process that does nothing else
+          crossover  from which length on ours is faster than its one peer, which computes something else
+    bound: the machine's limit that `share` is taken of: operations, bytes read, or bytes read and written in place
     capability: the instruction set forced on us, None = the best; runs in a process of its own
     memory: measure the peak memory of a call, too
     tail: of kind memory, how many of the last queries are compared with a peer, which could not do all
@@ -140,9 +144,10 @@ class Case:
     dtype: str = "float32"
     layout: Literal["BHLD", "BLHD"] = "BHLD"
     pair_bias: bool = False
-    kind: Literal["time", "scaling", "memory"] = "time"
+    variant: Literal["", "plain", "decay"] = ""
+    kind: Literal["time", "scaling", "memory", "crossover"] = "time"
     threads: int = 1
-    bound: Literal["fma", "bandwidth"] = "fma"
+    bound: Literal["fma", "bandwidth", "update"] = "fma"
     capability: str | None = None
     memory: bool = False
     tail: int = 0
@@ -158,7 +163,8 @@ class Case:
     def title(self) -> str:
         if self.op == "multihead_attention":
             return LAYER_PASSES[self.passes]
-        kind = {"time": "", "scaling": f"{self.threads} threads, ", "memory": "peak memory, "}[self.kind]
+        kinds = {"scaling": f"{self.threads} threads, ", "memory": "peak memory, ", "crossover": "crossover, "}
+        kind = kinds.get(self.kind, "")
         parts = [PASSES[self.passes], "dense" if self.mask is None else str(self.mask), self.note]
         return kind + ", ".join(part for part in parts if part)
 
@@ -175,7 +181,7 @@ class Case:
         Of the linear family the recurrence: one state written and read per token, twice that backward.
         """
         s = self.shape
-        if self.op in ("linear_attention", "delta_rule"):
+        if self.op in ("linear_attention", "linear_attention_step", "delta_rule"):
             return 4.0 * s.B * s.H * s.Lq * s.D * s.Dv * (3.0 if self.grad else 1.0)
         products = 2.0 * s.B * s.H * self.pairs * (s.D + s.Dv) * PRODUCTS[self.passes]
         if self.op != "multihead_attention":
@@ -188,8 +194,13 @@ class Case:
 
     @property
     def tensor_bytes(self) -> int:
-        """Bytes of the inputs and of out, and of their gradients where they are made."""
+        """Bytes of the inputs and of out, and of their gradients where they are made.
+
+        Of a step those of the states, read and written.
+        """
         s = self.shape
+        if self.op == "linear_attention_step":
+            return 2 * s.B * s.H * s.D * s.Dv * self.element_bytes
         if self.op == "multihead_attention":
             E = s.H * s.D
             elements = 2 * s.B * s.Lq * E + 4 * E * (E + 1)
