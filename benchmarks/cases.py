@@ -125,7 +125,7 @@ class Case:
           scaling    wall time on 1 and on `threads` threads, interleaved with an FMA loop doing the same
           memory     peak memory of a process that does nothing else
           crossover  from which length on ours is faster than its one peer, which computes something else
-    bound: the machine's limit that `share` is taken of: operations, bytes read, or bytes read and written in place
+    bound: the machine's limit that `share` is taken of: operations, bytes read, bytes changed in place
     capability: the instruction set forced on us, None = the best; runs in a process of its own
     memory: measure the peak memory of a call, too
     tail: of kind memory, how many of the last queries are compared with a peer, which could not do all
@@ -163,8 +163,8 @@ class Case:
     def title(self) -> str:
         if self.op == "multihead_attention":
             return LAYER_PASSES[self.passes]
-        kinds = {"scaling": f"{self.threads} threads, ", "memory": "peak memory, ", "crossover": "crossover, "}
-        kind = kinds.get(self.kind, "")
+        kinds = {"scaling": f"{self.threads} threads", "memory": "peak memory", "crossover": "crossover"}
+        kind = f"{kinds[self.kind]}, " if self.kind in kinds else ""
         parts = [PASSES[self.passes], "dense" if self.mask is None else str(self.mask), self.note]
         return kind + ", ".join(part for part in parts if part)
 

@@ -85,7 +85,7 @@ class CausalProduct(torch.autograd.Function):
 
 
 def linear_attention(case: Case) -> Forward:
-    """As its layer CausalLinearAttention has it, the normaliser in torch; of the plain variant the kernel alone."""
+    """As its layer CausalLinearAttention has it, the normaliser in torch; plain, the kernel alone."""
     check_causal(case, "", "plain")
     kernel()
     if case.variant:

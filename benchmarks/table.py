@@ -131,9 +131,7 @@ def scaling_row(title: str, entry: dict[str, Any]) -> str:
     peers = "; ".join(part for part in (others, control) if part)
     ratio = next((f"{ratio['min']:.3g}" for ratio in entry["ratios"].values()), "")
     share = percent(entry["contenders"]["ours"]["share"])
-    return row(
-        title, times, peers, ratio, share, "", required(entry["requirements"], titles_of(entry))
-    )
+    return row(title, times, peers, ratio, share, "", required(entry["requirements"], titles_of(entry)))
 
 
 def required(requirements: list[dict[str, Any]], titles: dict[str, str]) -> str:

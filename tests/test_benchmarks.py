@@ -16,7 +16,8 @@ from benchmarks.attention_peers import on_tensors
 from benchmarks.baselines import CONTENDERS
 from benchmarks.cases import CAUSAL, Band, Case, Requirement, Shape, plain
 from benchmarks.clocks import Sampler, WorkElsewhere, thread_seconds
-from benchmarks.contender import Contender
+from benchmarks.contender import Contender, NotHere
+from benchmarks.crossover import crossover_of
 from benchmarks.effort import QUICK
 from benchmarks.figures import judge
 from benchmarks.measure import measure_time

@@ -24,9 +24,7 @@ def case(name: str, requirements: tuple[Requirement, ...], peers: tuple[str, ...
 
 def on_two_threads(name: str, passes: str, *requirements: Requirement, **options: object) -> Case:
     judged = tuple(replace(r, control=1.95) for r in requirements)
-    return Case(
-        name, ONE_HEAD, judged, (), passes=passes, mask=CAUSAL, kind="scaling", threads=2, **options
-    )
+    return Case(name, ONE_HEAD, judged, (), passes=passes, mask=CAUSAL, kind="scaling", threads=2, **options)
 
 
 TWICE = Requirement("scaling", 1.6, needs="generic")
