@@ -89,14 +89,7 @@ def linear_attention(
         if not causal:
             raise ValueError("decay: expected None where not causal")
         _checks_linear.check_decay(decay, query, s, per_head=True)
-    if key_lengths is not None:
-        if cu_seqlens is not None:
-            raise ValueError("key_lengths: expected None with cu_seqlens")
-        key_lengths = _checks_linear.key_lengths_tensor(key_lengths, query, s.B, s.Lk)
-    sequences = s.B
-    if cu_seqlens is not None:
-        cu_seqlens = _checks_linear.cu_seqlens_tensor(cu_seqlens, query, s)
-        sequences = cu_seqlens.shape[0] - 1
+    key_lengths, cu_seqlens, sequences = _checks_linear.sequence_tensors(key_lengths, cu_seqlens, query, s)
     states = check_initial_state(initial_state, query, s, sequences, normalize)
 
     rank, dtype = query.dim(), query.dtype
@@ -155,19 +148,10 @@ def linear_attention_step(
         TypeError: an argument of the wrong type or dtype.
         ValueError: sizes, devices or numbers that don't fit.
     """
-    _checks.check_tensors(query, key, value)
-    for name, t in (("query", query), ("key", key), ("value", value)):
-        if t.dim() != 3:
-            raise ValueError(f"{name}: expected shape (B, H, D) of one token, got {tuple(t.shape)}")
-    query, key, value = (t[:, :, None] for t in autocast(query, key, value))
-    s = _checks_linear.check_heads(query, key, value, True)
+    query, key, value, s = one_token(query, key, value)
     number, s = _check_feature_map(feature_map, query, s)
     factor = _check_numbers(scale, normalize, eps)
-    if decay is not None:
-        _checks_linear.check_floating("decay", decay, query)
-        if decay.dim() > 1:
-            decay = decay[:, :, None]
-        _checks_linear.check_decay(decay, query, s, per_head=True)
+    decay = one_token_decay(decay, query, s, per_head=True)
     _checks_linear.check_running_state(state, query)
     S, z = check_initial_state(state, query, s, s.B, normalize, name="state")
     dtype = query.dtype
@@ -176,6 +160,30 @@ def linear_attention_step(
         eps *= feature_map.eps_factor
     out = library.linear_step(query, key, value, S, z, number, decay, factor, normalize, float(eps))
     return out[:, :, 0].to(dtype)
+
+
+def one_token(
+    query: Tensor, key: Tensor, value: Tensor
+) -> tuple[Tensor, Tensor, Tensor, _checks_linear.Sizes]:
+    """query, key and value of one token, (B, H, D), as sequences of that length, and their sizes."""
+    _checks.check_tensors(query, key, value)
+    for name, t in (("query", query), ("key", key), ("value", value)):
+        if t.dim() != 3:
+            raise ValueError(f"{name}: expected shape (B, H, D) of one token, got {tuple(t.shape)}")
+    query, key, value = (t[:, :, None] for t in autocast(query, key, value))
+    return query, key, value, _checks_linear.check_heads(query, key, value, True)
+
+
+def one_token_decay(
+    decay: Tensor | None, query: Tensor, s: _checks_linear.Sizes, *, per_head: bool
+) -> Tensor | None:
+    if decay is None:
+        return None
+    _checks_linear.check_floating("decay", decay, query)
+    if decay.dim() > 1:
+        decay = decay[:, :, None]
+    _checks_linear.check_decay(decay, query, s, per_head=per_head)
+    return decay
 
 
 def _check_feature_map(
