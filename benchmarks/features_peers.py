@@ -7,27 +7,27 @@ from torch import Tensor
 
 import attention_ext as ax
 
-from .attention_peers import on_tensors
-from .cases import FEATURES, Case
+from .attention_peers import Forward, on_tensors
+from .cases import CAUSAL, FEATURES, Case
 from .contender import Contender
-from .linear_peers import Forward, check_causal
 
 __all__ = ["PERFORMER"]
 
 
 def draws(case: Case) -> ax.features.Performer:
+    s = case.shape
+    if case.mask != CAUSAL or s.Lq != s.Lk or s.Hkv != s.H:
+        raise ValueError(f"{case.name}: causal and without grouped heads only")
     return ax.features.Performer(case.shape.D, FEATURES, generator=torch.Generator().manual_seed(0))
 
 
 def performer(case: Case) -> Forward:
-    check_causal(case)
     feature_map = draws(case)
     return lambda q, k, v: ax.linear_attention(q, k, v, feature_map=feature_map, causal=True)
 
 
 def performer_pytorch(case: Case) -> Forward:
     """Its causal path without CUDA, less what it adds to features and sums: that alone tells us apart."""
-    check_causal(case)
     from performer_pytorch.performer_pytorch import causal_linear_attention_noncuda, softmax_kernel
 
     projection = draws(case).projection
