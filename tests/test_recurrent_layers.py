@@ -176,7 +176,7 @@ X = torch.zeros(N, L, E, dtype=torch.float64)
         (lambda: made("delta")[0](X, X.clone()), ValueError, "key: expected query itself, or None, for self"),
         (lambda: made("delta")[0](X, X, X, need_weights=True), ValueError, "need_weights: expected False, D"),
         (
-            lambda: made("delta")[0](X, attn_mask=PADDED, is_causal=False),
+            lambda: made("delta")[0](X, attn_mask=PADDED),
             ValueError,
             "attn_mask: expected None, DeltaNet computes no scores",
         ),
@@ -186,6 +186,11 @@ X = torch.zeros(N, L, E, dtype=torch.float64)
             lambda: made("delta")[0](X, key_padding_mask=PADDED[:, 1:]),
             ValueError,
             r"key_padding_mask: expected shape \(2, 9\), got \(2, 8\)",
+        ),
+        (
+            lambda: made("delta")[0](X, key_padding_mask=torch.zeros(N, L).requires_grad_()),
+            ValueError,
+            "key_padding_mask: expected bool, or 0 and -inf without a gradient",
         ),
         (
             lambda: made("delta")[0](X, key_padding_mask=PADDED.long()),
