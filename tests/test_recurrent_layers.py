@@ -117,6 +117,20 @@ def test_travels_and_compiles(name):
     assert "key_dim=" in repr(module)
 
 
+@pytest.mark.parametrize("name", ["retention", "gated_delta"])
+def test_export_for_any_length(name):
+    module, _ = made(name)
+    x = sample(2 * L).detach()
+    padded = torch.zeros(N, 2 * L, dtype=torch.bool)
+    padded[:, :L] = PADDED
+    length = torch.export.Dim("length", min=2, max=512)
+    example = {"query": x[:, :L].contiguous(), "key_padding_mask": PADDED}
+    dynamic = {"query": {1: length}, "key_padding_mask": {1: length}}
+    program = torch.export.export(module.eval(), (), example, dynamic_shapes=dynamic)
+    out = program.module()(query=x, key_padding_mask=padded)[0]
+    torch.testing.assert_close(out, module(x, key_padding_mask=padded)[0])
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_autocast_and_low_precision(name):
     module, _ = made(name, dtype=torch.float32)

@@ -26,11 +26,11 @@ class Packing(NamedTuple):
 
     def pack(self, x: Tensor, dim: int) -> Tensor:
         """x (N, ..., L, ...) with the padding last."""
-        return torch.take_along_dim(x, _along(self.order, x, dim), dim)
+        return x.gather(dim, _along(self.order, x, dim))
 
     def unpack(self, x: Tensor, dim: int) -> Tensor:
         """The inverse of `pack`."""
-        return torch.take_along_dim(x, _along(self.inverse, x, dim), dim)
+        return x.gather(dim, _along(self.inverse, x, dim))
 
 
 def packing(key_padding_mask: Tensor | None) -> Packing | None:
@@ -54,10 +54,9 @@ def packing(key_padding_mask: Tensor | None) -> Packing | None:
 
 
 def _along(index: Tensor, x: Tensor, dim: int) -> Tensor:
-    """(N, L) with the dimensions of x, L at dim."""
-    return index.view(
-        *(index.shape[0] if d == 0 else index.shape[1] if d == dim else 1 for d in range(x.dim()))
-    )
+    """(N, L) in the shape of x, L at dim."""
+    between, behind = dim - 1, x.dim() - dim - 1
+    return index[(slice(None), *[None] * between, slice(None), *[None] * behind)].expand_as(x)
 
 
 def _any(x: Tensor) -> bool:

@@ -44,7 +44,7 @@ class ShortConvolution(torch.nn.Module):
         if lengths is None:
             return out, whole[:, length:].clone()
         places = lengths[:, None] + torch.arange(kept, device=x.device)
-        return out, torch.take_along_dim(whole, places[..., None], 1)
+        return out, whole.gather(1, places[..., None].expand(n, kept, channels))
 
     def step(self, x: Tensor, past: Tensor) -> Tensor:
         """The convolution at one more token x (N, 1, C), the past brought up to date in place."""
