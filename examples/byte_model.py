@@ -17,33 +17,40 @@ KINDS = {
     ),
     "linear": lambda: ax.nn.LinearAttention(EMBED, HEADS, causal=True, **OPTIONS),
     "retention": lambda: ax.nn.Retention(EMBED, HEADS, **OPTIONS),
-    "gated delta": lambda: ax.nn.GatedDeltaNet(EMBED, HEADS, **OPTIONS),
+    "gated delta": lambda: ax.nn.GatedDeltaNet(EMBED, HEADS, conv_size=None, **OPTIONS),
 }
 RECURRENT = ("linear", "retention", "gated delta")
 
 
-def attend(kind: str, layer: nn.Module, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+def attend(kind: str, layer: nn.Module, x: Tensor) -> tuple[Tensor, Any]:
     """A layer's output on a whole sequence, and its state where it has one."""
     if kind in RECURRENT:
-        return layer(x, x, x, initial_state=state, return_state=True)
+        return layer(x, x, x, return_state=True)
     return layer(x, x, x, need_weights=False, attn_mask=CAUSAL if kind == "softmax" else None)
 
 
 class Block(nn.Module):
+    """A short convolution, which tells an attention what stands next to what, the attention, and an MLP."""
+
     def __init__(self, kind: str):
         super().__init__()
         self.kind = kind
+        self.near, self.conv = nn.LayerNorm(EMBED), ax.nn.ShortConvolution(EMBED, 4)
         self.norm, self.attention = nn.LayerNorm(EMBED), KINDS[kind]()
         self.mlp = nn.Sequential(
             nn.LayerNorm(EMBED), nn.Linear(EMBED, 4 * EMBED), nn.GELU(), nn.Linear(4 * EMBED, EMBED)
         )
 
-    def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-        attended, state = attend(self.kind, self.attention, self.norm(x), state)
+    def forward(self, x: Tensor) -> tuple[Tensor, Any]:
+        convolved, past = self.conv(self.near(x))
+        x = x + convolved
+        attended, state = attend(self.kind, self.attention, self.norm(x))
         x = x + attended
-        return x + self.mlp(x), state
+        return x + self.mlp(x), (past, state)
 
     def step(self, x: Tensor, state: Any) -> Tensor:
+        past, state = state
+        x = x + self.conv.step(self.near(x)[:, None], past)[:, 0]
         x = x + self.attention.step(self.norm(x), state)
         return x + self.mlp(x)
 
@@ -60,7 +67,7 @@ class ByteModel(nn.Module):
 
     def forward(self, data: Tensor) -> tuple[Tensor, list[Any]]:
         """data (N, L): logits (N, L, 256), and the states of the layers."""
-        x = self.embedding(data) + positions(torch.arange(data.shape[1]))
+        x = self.embedding(data)
         states = []
         for block in self.blocks:
             x, state = block(x)
@@ -68,15 +75,9 @@ class ByteModel(nn.Module):
         return self.norm(x) @ self.embedding.weight.T, states
 
     @torch.no_grad()
-    def step(self, data: Tensor, states: list[Any], position: int) -> Tensor:
+    def step(self, data: Tensor, states: list[Any]) -> Tensor:
         """data (N,), one byte each: logits (N, 256). The states are brought up to date."""
-        x = self.embedding(data) + positions(torch.tensor(position))
+        x = self.embedding(data)
         for block, state in zip(self.blocks, states, strict=True):
             x = block.step(x, state)
         return self.norm(x) @ self.embedding.weight.T
-
-
-def positions(index: Tensor) -> Tensor:
-    """Sinusoidal positions (..., EMBED), as small as the embeddings are at first."""
-    angles = index[..., None] * 10_000.0 ** -torch.linspace(0, 1, EMBED // 2)
-    return 0.02 * torch.cat([angles.sin(), angles.cos()], -1)

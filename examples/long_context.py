@@ -112,7 +112,7 @@ def continued(model: ByteModel, prompt: str, count: int) -> tuple[str, float]:
     for _ in range(count):
         stepped.append(logits)
         chosen = torch.multinomial((logits / 0.7).softmax(-1), 1, generator=generator)[:, 0]
-        logits = model.step(chosen, states, len(data))
+        logits = model.step(chosen, states)
         data.append(int(chosen))
     whole, _ = model(torch.tensor([data]))
     difference = (torch.stack(stepped, 1) - whole[:, -count - 1 : -1]).abs().max().item()

@@ -148,6 +148,20 @@ def test_autocast_and_low_precision(name):
     torch.testing.assert_close(half(x.bfloat16())[0].float(), expected, rtol=0.1, atol=0.1)
 
 
+@pytest.mark.parametrize("size", [1, 4])
+@pytest.mark.parametrize("length", [0, 2, 9])
+def test_short_convolution_is_a_depthwise_one(size, length):
+    conv = nn.ShortConvolution(E, size, dtype=torch.float64)
+    x = torch.randn(N, length, E, dtype=torch.float64)
+    out, past = conv(x)
+    padded = torch.nn.functional.pad(x, (0, 0, size - 1, 0))
+    if length > 0:
+        expected = torch.nn.functional.conv1d(padded.mT, conv.weight, groups=E).mT
+        torch.testing.assert_close(out, expected)
+    assert out.shape == x.shape
+    torch.testing.assert_close(past, padded[:, length:])
+
+
 def test_retention_far_from_the_start():
     module, _ = made("retention", dtype=torch.float32)
     double, _ = made("retention")

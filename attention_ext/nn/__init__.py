@@ -6,6 +6,7 @@ from .linear_attention import LinearAttention
 from .multihead_attention import MultiheadAttention
 from .replace import ReplacementReport, replace_attention
 from .retention import Retention, RetentionState
+from .short_convolution import ShortConvolution
 from .sparse_attention import (
     BlockSparseAttention,
     DilatedAttention,
@@ -28,6 +29,7 @@ __all__ = [
     "ReplacementReport",
     "Retention",
     "RetentionState",
+    "ShortConvolution",
     "SlidingWindowAttention",
     "SparseAttention",
     "StridedAttention",
