@@ -34,23 +34,29 @@ class Packing(NamedTuple):
 
 
 def packing(key_padding_mask: Tensor | None) -> Packing | None:
-    """From a mask (N, L), True or -inf where padded; None without one.
+    """From a mask (N, L), True or -inf where padded; None without one. Raises as `hidden_tokens`."""
+    if key_padding_mask is None:
+        return None
+    hidden = hidden_tokens(key_padding_mask)
+    order = hidden.to(torch.uint8).argsort(dim=1, stable=True)
+    return Packing(hidden, (~hidden).sum(1), order, order.argsort(dim=1))
+
+
+def hidden_tokens(key_padding_mask: Tensor) -> Tensor:
+    """bool, True where padded.
 
     Raises ValueError for a float mask that requires a gradient, or has other values than 0 and -inf where
     they can be looked at.
     """
-    if key_padding_mask is None:
-        return None
-    hidden = key_padding_mask
-    if hidden.dtype != torch.bool:
-        hidden = hidden == -math.inf
-        if key_padding_mask.requires_grad or _any(key_padding_mask.masked_fill(hidden, 0.0)):
-            raise ValueError(
-                "key_padding_mask: expected bool, or 0 and -inf without a gradient, as there are no scores to"
-                " add to; got other numbers, or a gradient"
-            )
-    order = hidden.to(torch.uint8).argsort(dim=1, stable=True)
-    return Packing(hidden, (~hidden).sum(1), order, order.argsort(dim=1))
+    if key_padding_mask.dtype == torch.bool:
+        return key_padding_mask
+    hidden = key_padding_mask == -math.inf
+    if key_padding_mask.requires_grad or _any(key_padding_mask.masked_fill(hidden, 0.0)):
+        raise ValueError(
+            "key_padding_mask: expected bool, or 0 and -inf without a gradient, as there are no scores to"
+            " add to; got other numbers, or a gradient"
+        )
+    return hidden
 
 
 def _along(index: Tensor, x: Tensor, dim: int) -> Tensor:
