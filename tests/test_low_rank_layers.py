@@ -226,6 +226,11 @@ BAD = [
         f"key: expected the length of query, {L + 1}, got {L}",
     ),
     (
+        lambda: nystrom_layer()(X, X, X, key_padding_mask=torch.full((1, L + 1), 0.5, **F64)),
+        "key_padding_mask: expected bool, or 0 and -inf without a gradient, as there are no scores to add to;"
+        " got other numbers, or a gradient",
+    ),
+    (
         lambda: nystrom_layer()(X, X, X, need_weights=True),
         "need_weights: expected False, NystromAttention computes no weights; got True",
     ),

@@ -102,7 +102,7 @@ def test_gradcheck(name):
     assert torch.autograd.gradcheck(lambda x: module(x)[0], x)
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", ["retention", "gla", "delta_plain", "gated_delta_grouped"])
 def test_travels_and_compiles(name):
     module, _ = made(name)
     x = sample().detach()
@@ -115,6 +115,20 @@ def test_travels_and_compiles(name):
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x, key_padding_mask=PADDED, return_state=True), expected)
     assert "key_dim=" in repr(module)
+
+
+@pytest.mark.parametrize("name", ["retention", "gated_delta"])
+def test_export_for_any_length(name):
+    module, _ = made(name)
+    x = sample(2 * L).detach()
+    padded = torch.zeros(N, 2 * L, dtype=torch.bool)
+    padded[:, :L] = PADDED
+    length = torch.export.Dim("length", min=2, max=512)
+    example = {"query": x[:, :L].contiguous(), "key_padding_mask": PADDED}
+    dynamic = {"query": {1: length}, "key_padding_mask": {1: length}}
+    program = torch.export.export(module.eval(), (), example, dynamic_shapes=dynamic)
+    out = program.module()(query=x, key_padding_mask=padded)[0]
+    torch.testing.assert_close(out, module(x, key_padding_mask=padded)[0])
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -132,6 +146,20 @@ def test_autocast_and_low_precision(name):
     torch.testing.assert_close(step.float(), expected[:, 0], rtol=0.1, atol=0.1)
     half = module.to(torch.bfloat16)
     torch.testing.assert_close(half(x.bfloat16())[0].float(), expected, rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("size", [1, 4])
+@pytest.mark.parametrize("length", [0, 2, 9])
+def test_short_convolution_is_a_depthwise_one(size, length):
+    conv = nn.ShortConvolution(E, size, dtype=torch.float64)
+    x = torch.randn(N, length, E, dtype=torch.float64)
+    out, past = conv(x)
+    padded = torch.nn.functional.pad(x, (0, 0, size - 1, 0))
+    if length > 0:
+        expected = torch.nn.functional.conv1d(padded.mT, conv.weight, groups=E).mT
+        torch.testing.assert_close(out, expected)
+    assert out.shape == x.shape
+    torch.testing.assert_close(past, padded[:, length:])
 
 
 def test_retention_far_from_the_start():
@@ -176,7 +204,7 @@ X = torch.zeros(N, L, E, dtype=torch.float64)
         (lambda: made("delta")[0](X, X.clone()), ValueError, "key: expected query itself, or None, for self"),
         (lambda: made("delta")[0](X, X, X, need_weights=True), ValueError, "need_weights: expected False, D"),
         (
-            lambda: made("delta")[0](X, attn_mask=PADDED, is_causal=False),
+            lambda: made("delta")[0](X, attn_mask=PADDED),
             ValueError,
             "attn_mask: expected None, DeltaNet computes no scores",
         ),
@@ -186,6 +214,11 @@ X = torch.zeros(N, L, E, dtype=torch.float64)
             lambda: made("delta")[0](X, key_padding_mask=PADDED[:, 1:]),
             ValueError,
             r"key_padding_mask: expected shape \(2, 9\), got \(2, 8\)",
+        ),
+        (
+            lambda: made("delta")[0](X, key_padding_mask=torch.zeros(N, L).requires_grad_()),
+            ValueError,
+            "key_padding_mask: expected bool, or 0 and -inf without a gradient",
         ),
         (
             lambda: made("delta")[0](X, key_padding_mask=PADDED.long()),

@@ -2,12 +2,10 @@
 
 import pytest
 import torch
-
-from attention_ext.nn import GatedDeltaNet
-
-pytest.importorskip("transformers", reason="needs transformers")
 from transformers import Qwen3NextConfig
 from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextGatedDeltaNet
+
+from attention_ext.nn import GatedDeltaNet
 
 pytestmark = pytest.mark.once
 

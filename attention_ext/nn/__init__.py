@@ -9,6 +9,7 @@ from .nystrom import NystromAttention
 from .random_features import PerformerAttention, RandomFeatureAttention
 from .replace import ReplacementReport, replace_attention
 from .retention import Retention, RetentionState
+from .short_convolution import ShortConvolution
 from .sparse_attention import (
     BlockSparseAttention,
     DilatedAttention,
@@ -35,6 +36,7 @@ __all__ = [
     "ReplacementReport",
     "Retention",
     "RetentionState",
+    "ShortConvolution",
     "SlidingWindowAttention",
     "SparseAttention",
     "StridedAttention",

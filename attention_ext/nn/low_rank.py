@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from .arguments import refuse_weights
 from .multihead_attention import MultiheadAttention
+from .padding import hidden_tokens
 
 
 class LowRankAttention(MultiheadAttention):
@@ -73,9 +73,7 @@ class LowRankAttention(MultiheadAttention):
             query, key, value = (unique[id(x)] for x in (query, key, value))
             key_padding_mask = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
         batch_first = self.batch_first or not batched
-        keep = key_padding_mask
-        if keep is not None:
-            keep = ~keep if keep.dtype == torch.bool else keep != -math.inf
+        keep = None if key_padding_mask is None else ~hidden_tokens(key_padding_mask)
         q, k, v = self._project(query, key, value, batch_first)
         if keep is not None:
             k, v = (torch.where(keep[:, None, :, None], x, 0.0) for x in (k, v))

@@ -26,44 +26,50 @@ class Packing(NamedTuple):
 
     def pack(self, x: Tensor, dim: int) -> Tensor:
         """x (N, ..., L, ...) with the padding last."""
-        return torch.take_along_dim(x, _along(self.order, x, dim), dim)
+        return x.gather(dim, _along(self.order, x, dim))
 
     def unpack(self, x: Tensor, dim: int) -> Tensor:
         """The inverse of `pack`."""
-        return torch.take_along_dim(x, _along(self.inverse, x, dim), dim)
+        return x.gather(dim, _along(self.inverse, x, dim))
 
 
 def packing(key_padding_mask: Tensor | None) -> Packing | None:
-    """From a mask (N, L), True or -inf where padded; None without one.
-
-    Raises ValueError for a float mask with other values than 0 and -inf, where they can be looked at.
-    """
+    """From a mask (N, L), True or -inf where padded; None without one. Raises as `hidden_tokens`."""
     if key_padding_mask is None:
         return None
-    hidden = key_padding_mask
-    if hidden.dtype != torch.bool:
-        hidden = hidden == -math.inf
-        if _has_values(key_padding_mask) and bool(key_padding_mask.masked_fill(hidden, 0.0).any()):
-            raise ValueError(
-                "key_padding_mask: expected bool, or 0 and -inf, for scores that aren't computed;"
-                " got other numbers"
-            )
+    hidden = hidden_tokens(key_padding_mask)
     order = hidden.to(torch.uint8).argsort(dim=1, stable=True)
     return Packing(hidden, (~hidden).sum(1), order, order.argsort(dim=1))
 
 
+def hidden_tokens(key_padding_mask: Tensor) -> Tensor:
+    """bool, True where padded.
+
+    Raises ValueError for a float mask that requires a gradient, or has other values than 0 and -inf where
+    they can be looked at.
+    """
+    if key_padding_mask.dtype == torch.bool:
+        return key_padding_mask
+    hidden = key_padding_mask == -math.inf
+    if key_padding_mask.requires_grad or _any(key_padding_mask.masked_fill(hidden, 0.0)):
+        raise ValueError(
+            "key_padding_mask: expected bool, or 0 and -inf without a gradient, as there are no scores to"
+            " add to; got other numbers, or a gradient"
+        )
+    return hidden
+
+
 def _along(index: Tensor, x: Tensor, dim: int) -> Tensor:
-    """(N, L) with the dimensions of x, L at dim."""
-    return index.view(
-        *(index.shape[0] if d == 0 else index.shape[1] if d == dim else 1 for d in range(x.dim()))
-    )
+    """(N, L) in the shape of x, L at dim."""
+    between, behind = dim - 1, x.dim() - dim - 1
+    return index[(slice(None), *[None] * between, slice(None), *[None] * behind)].expand_as(x)
 
 
-def _has_values(x: Tensor) -> bool:
+def _any(x: Tensor) -> bool:
+    """Whether x has something else than 0, as far as can be seen."""
     if torch.compiler.is_compiling() or x.device.type == "meta":
         return False
     try:
-        bool((x == 0).all())
+        return bool(x.any())
     except RuntimeError:  # under vmap or a tracer there is no value to look at
         return False
-    return True

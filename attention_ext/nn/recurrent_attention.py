@@ -85,7 +85,7 @@ class RecurrentAttention(torch.nn.Module):
         need_weights: bool = False,
         attn_mask: Tensor | None = None,
         average_attn_weights: bool = True,
-        is_causal: bool = True,
+        is_causal: bool = False,
         *,
         initial_state: Any = None,
         return_state: bool = False,
@@ -99,9 +99,9 @@ class RecurrentAttention(torch.nn.Module):
                 of a row comes out as if the padded tokens weren't there, states included; the output at
                 those means nothing.
             need_weights: expected to be False, the default here.
-            attn_mask: expected to be None, but with an explicit mask that is causal and ``is_causal``.
+            attn_mask: expected to be None, but with ``is_causal``.
             average_attn_weights: without effect.
-            is_causal: without an effect of its own; an ``attn_mask`` is not looked at where it is True.
+            is_causal: that ``attn_mask``, if there is one, is causal, as the layer is: it is not looked at.
             initial_state: the state before the first token, of batch size 1 if unbatched; None is that of
                 :meth:`new_state`.
             return_state: also return the last state.

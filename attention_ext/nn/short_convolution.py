@@ -15,6 +15,8 @@ class ShortConvolution(torch.nn.Module):
         channels: number C of them.
         size: tokens that an output sees, its own included.
         device, dtype: of the weight (C, 1, size), which is that of a ``nn.Conv1d`` with C groups.
+
+    Raises ValueError for a size below 1.
     """
 
     def __init__(self, channels: int, size: int, *, device: Any = None, dtype: Any = None) -> None:
@@ -25,10 +27,12 @@ class ShortConvolution(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.empty(channels, 1, size, device=device, dtype=dtype))
         torch.nn.init.uniform_(self.weight, -(size**-0.5), size**-0.5)
 
-    def forward(self, x: Tensor, lengths: Tensor | None, past: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, lengths: Tensor | None = None, past: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The convolution of x (N, L, C), and the past of what comes next, (N, size - 1, C).
 
-        lengths: (N,), how many tokens count. past: of x; None is zeros.
+        lengths: (N,), how many tokens count; None is all. past: of x; None is zeros.
         """
         n, length, channels = x.shape
         kept = self.size - 1
@@ -44,7 +48,7 @@ class ShortConvolution(torch.nn.Module):
         if lengths is None:
             return out, whole[:, length:].clone()
         places = lengths[:, None] + torch.arange(kept, device=x.device)
-        return out, torch.take_along_dim(whole, places[..., None], 1)
+        return out, whole.gather(1, places[..., None].expand(n, kept, channels))
 
     def step(self, x: Tensor, past: Tensor) -> Tensor:
         """The convolution at one more token x (N, 1, C), the past brought up to date in place."""
