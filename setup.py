@@ -46,7 +46,7 @@ FLAGS += ["-Wno-psabi", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]
 FLAGS += [f"-ffile-prefix-map={folder}/=" for folder in (ROOT, Path(torch.__file__).parent.parent)]
 MODULE = "csrc/bindings/module.cpp"
 # They measure this machine, for the benchmarks; the operators don't need them.
-PROBES = ["csrc/cpu/fma_peak.cpp", "csrc/cpu/read_bandwidth.cpp"]
+PROBES = ["csrc/cpu/fma_peak.cpp", "csrc/cpu/bandwidth.cpp"]
 LIBRARY = "attention_ext.libattention_ext"
 # sm_75 for the plain kernels; PTX of the last two families for what comes after them.
 ARCHITECTURES = "7.5;8.0;9.0+PTX;10.0;12.0+PTX"

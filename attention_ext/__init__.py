@@ -2,7 +2,7 @@
 
 import torch  # noqa: F401  its libraries, which ours need, are found by being loaded
 
-from . import functional, integrations, masks, nn, reference
+from . import features, functional, integrations, masks, nn, reference
 from ._build_info import build_info
 from ._C import build as _build
 from ._warnings import UnfusedWarning
@@ -20,6 +20,7 @@ __all__ = [
     "build_info",
     "delta_rule",
     "delta_rule_step",
+    "features",
     "functional",
     "integrations",
     "linear_attention",

@@ -24,8 +24,7 @@ class Sizes(NamedTuple):
 
 def check_heads(query: Tensor, key: Tensor, value: Tensor, same_length: bool) -> Sizes:
     """Dtypes and sizes of query (B, Hq, Lq, D), key (B, Hk, Lk, D) and value (B, Hv, Lk, Dv); all three may
-    lack
-    B, or B and H."""
+    lack B, or B and H."""
     dtype = query.dtype
     if dtype not in _FLOATS:
         raise TypeError(f"query: expected dtype float32, float64, bfloat16 or float16, got {dtype}")
@@ -122,6 +121,20 @@ def check_floating(name: str, t: Any, query: Tensor) -> None:
     check_device(name, t, query)
     if t.dtype not in _FLOATS:
         raise TypeError(f"{name}: expected dtype float32, float64, bfloat16 or float16, got {t.dtype}")
+
+
+def sequence_tensors(
+    key_lengths: Any, cu_seqlens: Any, query: Tensor, s: Sizes
+) -> tuple[Tensor | None, Tensor | None, int]:
+    """key_lengths and cu_seqlens, of which one is None, as the ops take them, and the number of sequences."""
+    if cu_seqlens is None:
+        if key_lengths is not None:
+            key_lengths = key_lengths_tensor(key_lengths, query, s.B, s.Lk)
+        return key_lengths, None, s.B
+    if key_lengths is not None:
+        raise ValueError("key_lengths: expected None with cu_seqlens")
+    cu_seqlens = cu_seqlens_tensor(cu_seqlens, query, s)
+    return None, cu_seqlens, cu_seqlens.shape[0] - 1
 
 
 def key_lengths_tensor(lengths: Any, query: Tensor, B: int, Lk: int) -> Tensor:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .features import FeatureMap, apply_map
+
 State = tuple[Tensor, ...]
 
 FEATURE_MAPS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -28,7 +30,7 @@ def linear_attention(
     key: Tensor,
     value: Tensor,
     *,
-    feature_map: str = "elu",
+    feature_map: str | FeatureMap = "elu",
     causal: bool = False,
     decay: Tensor | None = None,
     scale: float | None = None,
@@ -39,11 +41,11 @@ def linear_attention(
     initial_state: Tensor | State | None = None,
     return_state: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor | State]:
-    """`attention_ext.linear_attention` as a recurrence: the same arguments and results.
-
-    Of the feature maps it knows the named ones.
-    """
-    rank = query.dim()
+    """`attention_ext.linear_attention` as a recurrence: the same arguments and results."""
+    rank, dtype = query.dim(), query.dtype
+    if isinstance(feature_map, FeatureMap):
+        query, key, value = apply_map(feature_map, query, key, value, normalize, causal, key_lengths)
+        feature_map, eps = "identity", eps * feature_map.eps_factor
     q, k, v = (_accumulate(_four(t)) for t in (query, key, value))
     H, Hs = max(q.shape[1], k.shape[1], v.shape[1]), max(k.shape[1], v.shape[1])
     k, v = _heads(k, Hs), _heads(v, Hs)
@@ -71,7 +73,7 @@ def linear_attention(
         state = tuple(torch.cat(parts) for parts in zip(*(s for _, s in found), strict=True))
     if not normalize:
         out = out * (1 if scale is None else scale)
-    out = out.to(query.dtype)[(0,) * (4 - rank)]
+    out = out.to(dtype)[(0,) * (4 - rank)]
     state = tuple(t[(0,) * (4 - rank)] for t in state)
     return (out, state if normalize else state[0]) if return_state else out
 

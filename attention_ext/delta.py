@@ -9,7 +9,7 @@ from torch import Tensor
 from . import _checks, _checks_linear
 from ._ops import delta_rule as _op
 from ._ops import library
-from .linear import autocast, check_initial_state, four, four_decay
+from .linear import autocast, check_initial_state, four, four_decay, one_token, one_token_decay
 
 
 def delta_rule(
@@ -72,14 +72,7 @@ def delta_rule(
     _checks_linear.check_beta(beta, query, s)
     if decay is not None:
         _checks_linear.check_decay(decay, query, s, per_head=False)
-    if key_lengths is not None:
-        if cu_seqlens is not None:
-            raise ValueError("key_lengths: expected None with cu_seqlens")
-        key_lengths = _checks_linear.key_lengths_tensor(key_lengths, query, s.B, s.Lk)
-    sequences = s.B
-    if cu_seqlens is not None:
-        cu_seqlens = _checks_linear.cu_seqlens_tensor(cu_seqlens, query, s)
-        sequences = cu_seqlens.shape[0] - 1
+    key_lengths, cu_seqlens, sequences = _checks_linear.sequence_tensors(key_lengths, cu_seqlens, query, s)
     state, _ = check_initial_state(initial_state, query, s, sequences, False)
 
     rank = query.dim()
@@ -125,19 +118,11 @@ def delta_rule_step(
         TypeError: an argument of the wrong type or dtype.
         ValueError: sizes, devices or numbers that don't fit.
     """
-    _checks.check_tensors(query, key, value)
-    for name, t in (("query", query), ("key", key), ("value", value)):
-        if t.dim() != 3:
-            raise ValueError(f"{name}: expected shape (B, H, D) of one token, got {tuple(t.shape)}")
-    query, key, value = (t[:, :, None] for t in autocast(query, key, value))
-    s = _checks_linear.check_heads(query, key, value, True)
+    query, key, value, s = one_token(query, key, value)
     _checks_linear.check_floating("beta", beta, query)
     beta = beta[..., None]
     _checks_linear.check_beta(beta, query, s)
-    if decay is not None:
-        _checks_linear.check_floating("decay", decay, query)
-        decay = decay[:, :, None] if decay.dim() > 1 else decay
-        _checks_linear.check_decay(decay, query, s, per_head=False)
+    decay = one_token_decay(decay, query, s, per_head=False)
     _checks_linear.check_running_state(state, query)
     S, _ = check_initial_state(state, query, s, s.B, False, name="state")
     return library.delta_step(query, key, value, beta, S, decay, _scale(scale, s.D))[:, :, 0]

@@ -10,6 +10,7 @@ from torch import Tensor
 from . import _checks, _checks_linear
 from ._ops import library
 from ._ops import linear_attention as _op
+from .features import FeatureMap, apply_map
 
 State = Tensor | tuple[Tensor, Tensor]
 
@@ -19,7 +20,7 @@ def linear_attention(
     key: Tensor,
     value: Tensor,
     *,
-    feature_map: str = "elu",
+    feature_map: str | FeatureMap = "elu",
     causal: bool = False,
     decay: Tensor | None = None,
     scale: float | None = None,
@@ -47,7 +48,8 @@ def linear_attention(
         key: (B, Hk, Lk, D). Lk = Lq where causal.
         value: (B, Hv, Lk, Dv). Hq, Hk, Hv each divide the largest, H; head h reads head h // (H / own).
             States, and decay, are those of Hs = max(Hk, Hv) heads.
-        feature_map: "identity", "elu" (elu + 1), "relu" or "softmax" (over D).
+        feature_map: "identity", "elu" (elu + 1), "relu" or "softmax" (over D), which are fused; or one of
+            :mod:`attention_ext.features`, which makes D its number of features in `decay` and states.
         causal: query t sees keys up to t.
         decay: g, the logarithm of what a state keeps, at most 0, any of the four dtypes; causal only. (Hs,)
             as in RetNet (Sun et al. 2023, arXiv:2307.08621), (B, Hs, L) as in Mamba-2 (Dao and Gu 2024,
@@ -81,23 +83,19 @@ def linear_attention(
     _checks.check_tensors(query, key, value)
     query, key, value = autocast(query, key, value)
     s = _checks_linear.check_heads(query, key, value, causal)
-    number = _feature_map_number(feature_map)
+    number, s = _check_feature_map(feature_map, query, s)
     factor = _check_numbers(scale, normalize, eps)
     if decay is not None:
         if not causal:
             raise ValueError("decay: expected None where not causal")
         _checks_linear.check_decay(decay, query, s, per_head=True)
-    if key_lengths is not None:
-        if cu_seqlens is not None:
-            raise ValueError("key_lengths: expected None with cu_seqlens")
-        key_lengths = _checks_linear.key_lengths_tensor(key_lengths, query, s.B, s.Lk)
-    sequences = s.B
-    if cu_seqlens is not None:
-        cu_seqlens = _checks_linear.cu_seqlens_tensor(cu_seqlens, query, s)
-        sequences = cu_seqlens.shape[0] - 1
+    key_lengths, cu_seqlens, sequences = _checks_linear.sequence_tensors(key_lengths, cu_seqlens, query, s)
     states = check_initial_state(initial_state, query, s, sequences, normalize)
 
-    rank = query.dim()
+    rank, dtype = query.dim(), query.dtype
+    if isinstance(feature_map, FeatureMap):
+        query, key, value = apply_map(feature_map, query, key, value, normalize, causal, key_lengths)
+        eps *= feature_map.eps_factor
     out, _, *state = _op.operator(
         _op.Call(
             *(four(t, rank) for t in (query, key, value)),
@@ -114,10 +112,11 @@ def linear_attention(
         )
     )
     first = (0,) * (4 - rank)
+    out = out[first].to(dtype)
     if not return_state:
-        return out[first]
+        return out
     state = tuple(t[first] for t in state[: 1 + normalize])
-    return out[first], state if normalize else state[0]
+    return out, state if normalize else state[0]
 
 
 def linear_attention_step(
@@ -126,7 +125,7 @@ def linear_attention_step(
     value: Tensor,
     state: State,
     *,
-    feature_map: str = "elu",
+    feature_map: str | FeatureMap = "elu",
     decay: Tensor | None = None,
     scale: float | None = None,
     normalize: bool = True,
@@ -149,31 +148,63 @@ def linear_attention_step(
         TypeError: an argument of the wrong type or dtype.
         ValueError: sizes, devices or numbers that don't fit.
     """
+    query, key, value, s = one_token(query, key, value)
+    number, s = _check_feature_map(feature_map, query, s)
+    factor = _check_numbers(scale, normalize, eps)
+    decay = one_token_decay(decay, query, s, per_head=True)
+    _checks_linear.check_running_state(state, query)
+    S, z = check_initial_state(state, query, s, s.B, normalize, name="state")
+    dtype = query.dtype
+    if isinstance(feature_map, FeatureMap):
+        query, key, value = apply_map(feature_map, query, key, value, normalize)
+        eps *= feature_map.eps_factor
+    out = library.linear_step(query, key, value, S, z, number, decay, factor, normalize, float(eps))
+    return out[:, :, 0].to(dtype)
+
+
+def one_token(
+    query: Tensor, key: Tensor, value: Tensor
+) -> tuple[Tensor, Tensor, Tensor, _checks_linear.Sizes]:
+    """query, key and value of one token, (B, H, D), as sequences of that length, and their sizes."""
     _checks.check_tensors(query, key, value)
     for name, t in (("query", query), ("key", key), ("value", value)):
         if t.dim() != 3:
             raise ValueError(f"{name}: expected shape (B, H, D) of one token, got {tuple(t.shape)}")
     query, key, value = (t[:, :, None] for t in autocast(query, key, value))
-    s = _checks_linear.check_heads(query, key, value, True)
-    factor = _check_numbers(scale, normalize, eps)
-    if decay is not None:
-        _checks_linear.check_floating("decay", decay, query)
-        if decay.dim() > 1:
-            decay = decay[:, :, None]
-        _checks_linear.check_decay(decay, query, s, per_head=True)
-    _checks_linear.check_running_state(state, query)
-    S, z = check_initial_state(state, query, s, s.B, normalize, name="state")
-    number = _feature_map_number(feature_map)
-    out = library.linear_step(query, key, value, S, z, number, decay, factor, normalize, float(eps))
-    return out[:, :, 0]
+    return query, key, value, _checks_linear.check_heads(query, key, value, True)
 
 
-def _feature_map_number(feature_map: str) -> int:
+def one_token_decay(
+    decay: Tensor | None, query: Tensor, s: _checks_linear.Sizes, *, per_head: bool
+) -> Tensor | None:
+    if decay is None:
+        return None
+    _checks_linear.check_floating("decay", decay, query)
+    if decay.dim() > 1:
+        decay = decay[:, :, None]
+    _checks_linear.check_decay(decay, query, s, per_head=per_head)
+    return decay
+
+
+def _check_feature_map(
+    feature_map: str | FeatureMap, query: Tensor, s: _checks_linear.Sizes
+) -> tuple[int, _checks_linear.Sizes]:
+    """The number of the map that the op applies, and the sizes with the D that it gets."""
+    if isinstance(feature_map, FeatureMap):
+        if feature_map.dim != s.D:
+            raise ValueError(
+                f"query: expected the head dimension of feature_map, {feature_map.dim}, got shape"
+                f" {tuple(query.shape)}"
+            )
+        return _op.FEATURE_MAPS.index("identity"), s._replace(D=feature_map.num_features)
     if not isinstance(feature_map, str):
-        raise TypeError(f"feature_map: expected a name, got {type(feature_map).__name__}")
+        raise TypeError(
+            f"feature_map: expected a name or an attention_ext.features.FeatureMap,"
+            f" got {type(feature_map).__name__}"
+        )
     if feature_map not in _op.FEATURE_MAPS:
         raise ValueError(f"feature_map: expected one of {', '.join(_op.FEATURE_MAPS)}, got {feature_map!r}")
-    return _op.FEATURE_MAPS.index(feature_map)
+    return _op.FEATURE_MAPS.index(feature_map), s
 
 
 def _check_numbers(scale: float | None, normalize: bool, eps: float) -> float:

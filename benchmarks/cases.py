@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["CAUSAL", "Band", "Case", "Holes", "Requirement", "Shape", "plain"]
+__all__ = ["CAUSAL", "FEATURES", "Band", "Case", "Holes", "Requirement", "Shape", "plain"]
 
 Figure = Literal["ratio", "share", "overhead", "scaling", "memory", "memory_ratio"]
 Passes = Literal["forward", "backward", "both"]
 PASSES = {"forward": "forward", "backward": "backward", "both": "forward + backward"}
 LAYER_PASSES = {"forward": "layer, eval", "both": "layer, training step"}
+FEATURES = 256  # of the cases of Performer
 PRODUCTS = {"forward": 1.0, "backward": 2.5, "both": 3.5}  # matrix products of attention, over forward's two
 
 
@@ -111,17 +112,22 @@ class Requirement:
 class Case:
     """One thing to measure.
 
-    op: attention            shape says all
-        linear_attention     causal, feature map elu + 1, normalised
-        delta_rule           with keys of length 1 and a beta per token
-        multihead_attention  the layer, of width E = H * D; forward is eval, both a training step
+    op: attention              shape says all
+        linear_attention       causal, feature map elu + 1, normalised
+        linear_attention_step  one token of it, unnormalised and with decays, in place on the states
+        delta_rule             with keys of length 1 and a beta per token
+        performer              causal linear attention on positive random features, normalised
+        multihead_attention    the layer, of width E = H * D; forward is eval, both a training step
     passes: backward and both make the gradients of all inputs (of the layer: of its weights as well)
     layout: BLHD are views (B, H, L, D) of tensors that lie as (B, L, H, D)
     pair_bias: add a bias (H, Lq, Lk), shared by all B, which wants a gradient
-    kind: time      thread CPU time of ours and of the peers, interleaved
-          scaling   wall time on 1 and on `threads` threads, interleaved with an FMA loop doing the same
-          memory    peak memory of a process that does nothing else
-    bound: the machine's limit that `share` is taken of
+    variant: of the linear family: "decay" is one per token and head, "plain" none; linear attention is then
+      without feature map and normaliser
+    kind: time       thread CPU time of ours and of the peers, interleaved
+          scaling    wall time on 1 and on `threads` threads, interleaved with an FMA loop doing the same
+          memory     peak memory of a process that does nothing else
+          crossover  from which length on ours is faster than its one peer, which computes something else
+    bound: the machine's limit that `share` is taken of: operations, bytes read, bytes changed in place
     capability: the instruction set forced on us, None = the best; runs in a process of its own
     memory: measure the peak memory of a call, too
     tail: of kind memory, how many of the last queries are compared with a peer, which could not do all
@@ -140,9 +146,10 @@ class Case:
     dtype: str = "float32"
     layout: Literal["BHLD", "BLHD"] = "BHLD"
     pair_bias: bool = False
-    kind: Literal["time", "scaling", "memory"] = "time"
+    variant: Literal["", "plain", "decay"] = ""
+    kind: Literal["time", "scaling", "memory", "crossover"] = "time"
     threads: int = 1
-    bound: Literal["fma", "bandwidth"] = "fma"
+    bound: Literal["fma", "bandwidth", "update"] = "fma"
     capability: str | None = None
     memory: bool = False
     tail: int = 0
@@ -158,7 +165,8 @@ class Case:
     def title(self) -> str:
         if self.op == "multihead_attention":
             return LAYER_PASSES[self.passes]
-        kind = {"time": "", "scaling": f"{self.threads} threads, ", "memory": "peak memory, "}[self.kind]
+        kinds = {"scaling": f"{self.threads} threads", "memory": "peak memory", "crossover": "crossover"}
+        kind = f"{kinds[self.kind]}, " if self.kind in kinds else ""
         parts = [PASSES[self.passes], "dense" if self.mask is None else str(self.mask), self.note]
         return kind + ", ".join(part for part in parts if part)
 
@@ -173,9 +181,12 @@ class Case:
         """Two products forward, five backward; what is masked does not count. The layer's projections do.
 
         Of the linear family the recurrence: one state written and read per token, twice that backward.
+        Features of Performer are products too.
         """
         s = self.shape
-        if self.op in ("linear_attention", "delta_rule"):
+        if self.op == "performer":
+            return 4.0 * s.B * s.H * s.Lq * FEATURES * (s.D + s.Dv) * (3.0 if self.grad else 1.0)
+        if self.op in ("linear_attention", "linear_attention_step", "delta_rule"):
             return 4.0 * s.B * s.H * s.Lq * s.D * s.Dv * (3.0 if self.grad else 1.0)
         products = 2.0 * s.B * s.H * self.pairs * (s.D + s.Dv) * PRODUCTS[self.passes]
         if self.op != "multihead_attention":
@@ -188,8 +199,13 @@ class Case:
 
     @property
     def tensor_bytes(self) -> int:
-        """Bytes of the inputs and of out, and of their gradients where they are made."""
+        """Bytes of the inputs and of out, and of their gradients where they are made.
+
+        Of a step those of the states, read and written.
+        """
         s = self.shape
+        if self.op == "linear_attention_step":
+            return 2 * s.B * s.H * s.D * s.Dv * self.element_bytes
         if self.op == "multihead_attention":
             E = s.H * s.D
             elements = 2 * s.B * s.Lq * E + 4 * E * (E + 1)

@@ -10,10 +10,14 @@ from torch import Tensor
 
 from .cases import Case
 
-__all__ = ["Call", "Contender", "Inputs", "Results", "Work", "make_call", "make_inputs"]
+__all__ = ["Call", "Contender", "Inputs", "NotHere", "Results", "Work", "make_call", "make_inputs"]
 
 Results = dict[str, Tensor]
 Call = Callable[[], Results]
+
+
+class NotHere(Exception):
+    """A peer can't take part on this machine; the message says why. Raised by Contender.build."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,10 @@ def make_inputs(case: Case) -> Inputs:
         tensors["bias"] = randn(1, s.H, s.Lq, s.Lk)
     if case.op == "delta_rule":
         tensors["beta"] = torch.rand(s.B, s.H, s.Lq, generator=generator, dtype=dtype)
+    if case.variant == "decay":  # most of them weak
+        tensors["decay"] = -torch.rand(s.B, s.H, s.Lq, generator=generator, dtype=dtype).pow(3)
+    if case.op == "linear_attention_step":
+        tensors["state"] = randn(s.B, s.H, s.D, s.Dv)
     return Inputs(tensors, grad_out)
 
 

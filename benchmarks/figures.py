@@ -54,7 +54,7 @@ def entry_of(case: Case, measured: dict[str, Any]) -> dict[str, Any]:
         figures["title"] = contender.title
         if "peak_rate" in measured:
             done = contender.instead(case) if contender.instead else case
-            work = done.tensor_bytes if done.bound == "bandwidth" else done.flops
+            work = done.flops if done.bound == "fma" else done.tensor_bytes
             figures["rate"] = work / figures["seconds_min"]
             if name == "ours" or case.capability is None:  # a peer keeps its own instruction set
                 figures["share"] = figures["rate"] / measured["peak_rate"]
@@ -105,7 +105,8 @@ def judge(requirement: Requirement, entry: dict[str, Any]) -> dict[str, Any]:
     judged = requirement_of(requirement) | {"value": value, "reason": ""}
     control = entry.get("scaling", {}).get("control")
     if value is None:
-        judged |= {"verdict": "not judged", "reason": "not measured"}
+        reason = entry.get("left_out", {}).get(requirement.peer, "not measured")
+        judged |= {"verdict": "not judged", "reason": reason}
     elif not has(entry["capability"], requirement.needs):
         judged |= {"verdict": "not judged", "reason": f"the bound is for {requirement.needs}"}
     elif requirement.control is not None and control < requirement.control:

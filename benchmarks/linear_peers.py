@@ -14,28 +14,41 @@ from .attention_peers import on_tensors
 from .cases import CAUSAL, Case
 from .contender import Contender
 
-__all__ = ["DELTA_RULE", "LINEAR_ATTENTION"]
+__all__ = ["DELTA_RULE", "EPS", "LINEAR_ATTENTION", "check_causal"]
 
 Forward = Callable[..., Tensor]
 EPS = 1e-6
 
 
-def check_causal(case: Case) -> None:
+def check_causal(case: Case, *variants: str) -> None:
     s = case.shape
     if case.mask != CAUSAL or s.Lq != s.Lk or s.Hkv != s.H:
         raise ValueError(f"{case.name}: causal and without grouped heads only")
+    if case.variant not in variants:
+        raise ValueError(f"{case.name}: variants {variants} only")
 
 
 def linear_attention(case: Case) -> Forward:
-    check_causal(case)
-    return lambda q, k, v: ax.linear_attention(q, k, v, causal=True, eps=EPS)
+    check_causal(case, "", "plain", "decay")
+    if not case.variant:
+        return lambda q, k, v: ax.linear_attention(q, k, v, causal=True, eps=EPS)
+    options = {"feature_map": "identity", "normalize": False, "scale": case.shape.D**-0.5}
+
+    def forward(q: Tensor, k: Tensor, v: Tensor, decay: Tensor | None = None) -> Tensor:
+        return ax.linear_attention(q, k, v, causal=True, decay=decay, **options)
+
+    return forward
+
+
+def softmax(case: Case) -> Forward:
+    return lambda q, k, v: ax.attention(q, k, v, mask=ax.masks.Causal())
 
 
 def linear_attention_in_chunks(chunk: int) -> Callable[[Case], Forward]:
     """Products inside a chunk, and cumulative sums of the states at the borders of all chunks."""
 
     def make(case: Case) -> Forward:
-        check_causal(case)
+        check_causal(case, "")
 
         def forward(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             q, k = F.elu(q) + 1, F.elu(k) + 1
@@ -52,15 +65,19 @@ def linear_attention_in_chunks(chunk: int) -> Callable[[Case], Forward]:
 
 
 def delta_rule(case: Case) -> Forward:
-    check_causal(case)
-    return lambda q, k, v, beta: ax.delta_rule(q, F.normalize(k, dim=-1), v, beta)
+    check_causal(case, "", "decay")
+
+    def forward(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, decay: Tensor | None = None) -> Tensor:
+        return ax.delta_rule(q, F.normalize(k, dim=-1), v, beta, decay=decay)
+
+    return forward
 
 
 def delta_rule_in_chunks(chunk: int) -> Callable[[Case], Forward]:
     """The WY form (Yang et al. 2024): a triangular solve per chunk, then a loop over the chunks' states."""
 
     def make(case: Case) -> Forward:
-        check_causal(case)
+        check_causal(case, "")
         s = case.shape
 
         def forward(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
@@ -86,6 +103,7 @@ def delta_rule_in_chunks(chunk: int) -> Callable[[Case], Forward]:
 
 LINEAR_ATTENTION = {
     "ours": Contender("attention_ext", on_tensors(linear_attention)),
+    "softmax": Contender("ours, causal softmax", on_tensors(softmax)),
     "chunks_64": Contender("torch, chunks of 64", on_tensors(linear_attention_in_chunks(64))),
     "chunks_128": Contender("torch, chunks of 128", on_tensors(linear_attention_in_chunks(128))),
 }

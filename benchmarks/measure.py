@@ -18,7 +18,7 @@ from .agreement import check_agreement
 from .baselines import CONTENDERS, REFERENCE
 from .cases import Case
 from .clocks import Sampler
-from .contender import Contender, Inputs, Results, make_call, make_inputs
+from .contender import Contender, Inputs, NotHere, Results, make_call, make_inputs
 from .effort import Effort
 
 __all__ = ["check_peer", "chosen_peers", "conditions", "measure_time", "no_progress", "peak_dtype", "summary"]
@@ -89,6 +89,8 @@ def peak_probe(case: Case, effort: Effort, seconds: float) -> Callable[[], float
     """
     if case.bound == "bandwidth":
         return lambda: 1e9 * _C.read_bandwidth(case.tensor_bytes, effort.probe_seconds)
+    if case.bound == "update":
+        return lambda: 1e9 * _C.update_bandwidth(case.tensor_bytes // 2, effort.probe_seconds)
     dtype = peak_dtype(case)
     capability = _C.cpu_capability()
     length = min(max(seconds, effort.probe_seconds), LONGEST_PROBE)
@@ -110,9 +112,13 @@ def measure_time(case: Case, effort: Effort, progress: Progress) -> dict[str, An
         progress("agreement")
         call = make_call(case, CONTENDERS[case.op]["ours"], inputs)
         results, samplers = call(), {"ours": Sampler.calibrated(call, effort.sample_seconds)}
-        differences = {}
+        differences, left_out = {}, {}
         for name, peer in peers.items():
-            call = make_call(case, peer, inputs)
+            try:
+                call = make_call(case, peer, inputs)
+            except NotHere as reason:
+                left_out[name] = str(reason)
+                continue
             differences[name] = check_peer(case, peer, results, call(), inputs)
             samplers[name] = Sampler.calibrated(call, effort.sample_seconds)
         del results
@@ -131,5 +137,6 @@ def measure_time(case: Case, effort: Effort, progress: Progress) -> dict[str, An
         "peak_rate": max(peaks),
         "peak_rate_median": statistics.median(peaks),
         "differences": differences,
+        "left_out": left_out,
         "contenders": {name: summary(taken) for name, taken in samples.items()},
     }

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["bytes_text", "case_text", "machine_text", "requirement_text", "seconds_text", "summary_text"]
+__all__ = [
+    "bytes_text",
+    "case_text",
+    "crossover_text",
+    "machine_text",
+    "requirement_text",
+    "seconds_text",
+    "summary_text",
+]
 
 Entry = dict[str, Any]
 
@@ -76,7 +84,7 @@ def contender_text(name: str, figures: Entry, entry: Entry) -> str:
         one = entry["one_thread"][name]["seconds_min"]
         parts.append(f"one thread {seconds_text(one)}, scaling {entry['scaling'][name]:.2f}x")
     if figures.get("share", 0.0) >= 0.01:  # a call of no work has no rate
-        unit = "GB/s" if entry["bound"] == "bandwidth" else "GFLOP/s"
+        unit = "GFLOP/s" if entry["bound"] == "fma" else "GB/s"
         parts.append(f"{figures['rate'] * 1e-9:.3g} {unit}, {percent(figures['share'])} of peak")
     if entry["kind"] == "memory":
         memory, size = figures["memory"], bytes_text(entry["tensor_bytes"])
@@ -92,13 +100,28 @@ def contender_text(name: str, figures: Entry, entry: Entry) -> str:
     return f"    {figures['title']:<26} " + "; ".join(parts)
 
 
+def crossover_text(entry: Entry) -> str:
+    """From which length on ours is faster, and the times around it."""
+    (peer,) = (figures["title"] for name, figures in entry["contenders"].items() if name != "ours")
+    found = entry["crossover"]
+    verdict = f"ours is faster from N = {found} on" if found else "ours is not faster at any length"
+    times = ", ".join(
+        f"N = {n}: {' to '.join(seconds_text(s) for s in taken.values())}"
+        for n, taken in entry["lengths"].items()
+    )
+    return f"{verdict} (ours to {peer}: {times})"
+
+
 def case_text(entry: Entry) -> str:
     """What one case gave, in a few lines."""
     threads = "" if entry["threads"] == 1 else f", {entry['threads']} threads"
     lines = [f"{entry['title']} [{entry['shape']} {entry['dtype']}{threads}] {entry['name']}"]
     if entry["status"] != "measured":
         return f"{lines[0]}\n    {entry['status']}, no figure: {entry['reason']}"
+    if entry["kind"] == "crossover":
+        return "\n".join([*lines, f"    {crossover_text(entry)}"])
     lines += [contender_text(name, figures, entry) for name, figures in entry["contenders"].items()]
+    lines += [f"    {name} left out: {reason}" for name, reason in entry.get("left_out", {}).items()]
     if "scaling" in entry:
         lines.append(f"    {'FMA loop (control)':<26} scaling {entry['scaling']['control']:.2f}x")
     lines += [

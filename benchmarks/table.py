@@ -12,6 +12,7 @@ from typing import Any
 
 from .report import (
     bytes_text,
+    crossover_text,
     machine_text,
     memory_text,
     percent,
@@ -88,12 +89,17 @@ def rows(entry: dict[str, Any]) -> list[str]:
         ]
     if entry["kind"] == "scaling":
         return [scaling_row(title, entry)]
+    if entry["kind"] == "crossover":
+        return [row(title, crossover_text(entry), "", "", "", "", "")]
     if entry["kind"] == "memory":
         memory = bytes_text(entry["contenders"]["ours"]["memory"]["total"])
         note = f"{memory}, inputs included; the tensors are {bytes_text(entry['tensor_bytes'])}"
         return [row(title, "", "", "", "", note, required(entry["requirements"], {}))]
     mine, titles = entry["contenders"]["ours"], titles_of(entry)
-    lines = []
+    lines = [
+        row(title, "", f"{name} left out: {reason}", "", "", "", "")
+        for name, reason in entry.get("left_out", {}).items()
+    ]
     for number, (peer, ratio) in enumerate(entry["ratios"].items()):
         theirs = entry["contenders"][peer]
         wanted = [r for r in entry["requirements"] if r["peer"] == peer or (r["peer"] is None and not number)]
@@ -123,11 +129,9 @@ def scaling_row(title: str, entry: dict[str, Any]) -> str:
     )
     control = f"FMA loop: {scaling['control']:.2f}x"
     peers = "; ".join(part for part in (others, control) if part)
-    ratio = entry["ratios"][next(iter(entry["ratios"]))]["min"]
+    ratio = next((f"{ratio['min']:.3g}" for ratio in entry["ratios"].values()), "")
     share = percent(entry["contenders"]["ours"]["share"])
-    return row(
-        title, times, peers, f"{ratio:.3g}", share, "", required(entry["requirements"], titles_of(entry))
-    )
+    return row(title, times, peers, ratio, share, "", required(entry["requirements"], titles_of(entry)))
 
 
 def required(requirements: list[dict[str, Any]], titles: dict[str, str]) -> str:

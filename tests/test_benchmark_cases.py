@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import attention_peers, onnxruntime_peers
+from benchmarks import attention_peers, fla_peers, linear_peers, onnxruntime_peers
 from benchmarks.agreement import Disagreement
 from benchmarks.attention_peers import dense_mask, mask_of, on_tensors
 from benchmarks.baselines import CONTENDERS, REFERENCE
 from benchmarks.cases import CAUSAL, Band, Case, Holes, Shape, plain
-from benchmarks.contender import make_call, make_inputs
+from benchmarks.contender import NotHere, make_call, make_inputs
 from benchmarks.layer_peers import layer_of
 from benchmarks.measure import check_peer
 from benchmarks.registry import CASES, operators
@@ -48,6 +48,7 @@ def test_a_case_is_well_formed(case):
     assert case.kind == "scaling" or case.threads == 1
     assert case.kind != "scaling" or case.threads > 1
     assert case.kind != "memory" or case.tail > 0
+    assert case.kind != "crossover" or (len(case.peers) == 1 and not case.requirements)
     assert 0 < case.flops < 1e13
     assert case.tensor_bytes > 0
     kinds = {
@@ -77,8 +78,14 @@ def test_ours_and_the_peers_agree(case):
         assert len(ours) == 1 + case.grad * (len(inputs.tensors) + weights)
         for name in case.peers:
             peer = CONTENDERS[case.op][name]
-            if peer.quick:  # the others are compiled, for half a minute; a complete run compares them as well
-                check_peer(case, peer, ours, make_call(case, peer, inputs)(), inputs)
+            # The others are compiled, for half a minute; a complete run compares them as well.
+            if not peer.quick or case.kind == "crossover":
+                continue
+            try:
+                call = make_call(case, peer, inputs)
+            except NotHere:
+                continue
+            check_peer(case, peer, ours, call(), inputs)
 
 
 MASKS = [
@@ -108,6 +115,15 @@ def test_operations_and_bytes():
     assert replace(case, pair_bias=True).tensor_bytes == case.tensor_bytes + 8 * 6 * 5 * 5
 
 
+def test_operations_and_bytes_of_the_linear_family():
+    case = Case("c", plain(2, 3, 5, 4), op="linear_attention", mask=CAUSAL)
+    assert case.flops == 2 * 3 * 5 * 2 * (2 * 4 * 4)
+    assert replace(case, passes="both").flops == 3 * case.flops
+    step = replace(case, op="linear_attention_step", shape=plain(2, 3, 1, 4))
+    assert step.flops == case.flops / 5
+    assert step.tensor_bytes == 2 * (2 * 3 * 4 * 4 * 4)
+
+
 def test_operations_and_bytes_of_the_layer():
     case = Case("c", plain(2, 3, 5, 4), op="multihead_attention")
     layer = CONTENDERS[case.op]["ours"].build(case, make_inputs(case)).leaves
@@ -127,6 +143,10 @@ REFUSED = replace(TINY, mask=Band(3, 1))
         *((on_tensors(make), REFUSED) for make in (attention_peers.sdpa, attention_peers.sdpa_blocks)),
         (on_tensors(attention_peers.matmul), REFUSED),
         (on_tensors(onnxruntime_peers.multi_head), replace(REFUSED, layout="BLHD")),
+        *(
+            (on_tensors(make), replace(TINY, mask=CAUSAL, shape=plain(1, 2, 64, 8), variant="plain"))
+            for make in (linear_peers.linear_attention_in_chunks(64), fla_peers.simple_gla)
+        ),
         (on_tensors(onnxruntime_peers.multi_head), TINY),
         (on_tensors(onnxruntime_peers.grouped_query), replace(TINY, layout="BLHD")),
         (layer_of(torch.nn.MultiheadAttention), REFUSED),

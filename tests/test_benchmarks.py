@@ -16,7 +16,8 @@ from benchmarks.attention_peers import on_tensors
 from benchmarks.baselines import CONTENDERS
 from benchmarks.cases import CAUSAL, Band, Case, Requirement, Shape, plain
 from benchmarks.clocks import Sampler, WorkElsewhere, thread_seconds
-from benchmarks.contender import Contender
+from benchmarks.contender import Contender, NotHere
+from benchmarks.crossover import crossover_of
 from benchmarks.effort import QUICK
 from benchmarks.figures import judge
 from benchmarks.measure import measure_time
@@ -126,6 +127,42 @@ def test_an_error_is_no_figure(monkeypatch):
     assert entry["status"] == "failed"
     assert entry["reason"] == "OSError: no such peer"
     assert "contenders" not in entry
+
+
+def test_a_peer_that_is_not_here_is_left_out(monkeypatch, tmp_path, capsys):
+    def build(case, inputs):
+        raise NotHere("it wants another machine")
+
+    monkeypatch.setitem(CONTENDERS["attention"], "absent", Contender("absent", build))
+    requirement = replace(RATIO, peer="absent")
+    case = replace(TINY, peers=("matmul", "absent"), requirements=(requirement,))
+    monkeypatch.setattr(run, "CASES", [case])
+    assert run.main(["--quick", "--output", str(tmp_path)]) == 0
+    result = json.loads((tmp_path / "attention.json").read_text())
+    (entry,) = result["entries"]
+    assert list(entry["ratios"]) == ["matmul"]
+    assert entry["requirements"][0]["verdict"] == "not judged"
+    assert entry["requirements"][0]["reason"] == "it wants another machine"
+    assert "absent left out: it wants another machine" in capsys.readouterr().out
+    assert "absent left out: it wants another machine" in table.page(result)
+
+
+def test_crossover(monkeypatch, tmp_path, capsys):
+    def seconds(*pairs):
+        return {2**n: {"ours": ours, "p": peer} for n, (ours, peer) in enumerate(pairs)}
+
+    assert crossover_of(seconds((2, 1), (2, 2), (1, 2)), "p") == 2
+    assert crossover_of(seconds((1, 2), (2, 1)), "p") is None
+    assert crossover_of(seconds((1, 2), (3, 1), (1, 2)), "p") == 4
+    case = replace(TINY, kind="crossover", mask=CAUSAL, shape=plain(1, 1, 64, 8), peers=("sdpa",))
+    monkeypatch.setattr(run, "CASES", [case])
+    assert run.main(["--quick", "--output", str(tmp_path)]) == 0
+    result = json.loads((tmp_path / "attention.json").read_text())
+    (entry,) = result["entries"]
+    assert set(entry["lengths"]) == {"32", "64"}
+    assert entry["crossover"] in (None, 32, 64)
+    for text in (capsys.readouterr().out, table.page(result)):
+        assert "N = 64: " in text
 
 
 def test_agreement_looks_at_every_result():

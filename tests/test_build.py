@@ -93,6 +93,7 @@ def test_probes(dtype):
         assert _C.fma_peak(capability, dtype, 0.02) > 0.1
         assert _C.fma_work(capability, dtype, 0.01) >= 0.01
     assert _C.read_bandwidth(1 << 20, 0.02) > 0.1
+    assert _C.update_bandwidth(1 << 20, 0.02) > 0.1
 
 
 @pytest.mark.parametrize(

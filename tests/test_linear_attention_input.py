@@ -50,7 +50,11 @@ BAD = [
         ValueError,
         "feature_map: expected one of identity, elu, relu, softmax, got 'gelu'",
     ),
-    ({"feature_map": 3}, TypeError, "feature_map: expected a name, got int"),
+    (
+        {"feature_map": 3},
+        TypeError,
+        "feature_map: expected a name or an attention_ext.features.FeatureMap, got int",
+    ),
     (
         {"decay": T(3)},
         ValueError,

@@ -22,6 +22,7 @@ from torch import Tensor
 from ..masks import LoweredMask
 from . import attention_schema, attention_unfused, attention_vmap, library
 from .attention_schema import DIFFERENTIABLE, BackwardCall, Call, default_scale
+from .fused import raises_when_differentiated
 from .transforms import after_autograd, below_autograd, forward_mode_active, transforms_active
 
 
@@ -189,31 +190,9 @@ def _attention_autograd(keyset: Any, *args: Any) -> tuple[Tensor, Tensor]:
         return library.attention.redispatch(after_autograd(keyset), *args)
 
 
-def _raises_when_differentiated(op: Any) -> Any:
-    """The Autograd kernel of a raw op: by itself the dispatcher would let its derivative be zero."""
-
-    def kernel(keyset: Any, *args: Any) -> Any:
-        if _asks_for_derivative(args):
-            raise RuntimeError(f"{op}: a raw op has no derivative; call attention_ext.attention")
-        with below_autograd():
-            return op.redispatch(after_autograd(keyset), *args)
-
-    return kernel
-
-
-def _asks_for_derivative(args: tuple[Any, ...]) -> bool:
-    tensors = [x for x in args if isinstance(x, Tensor)]
-    unpack = torch.autograd.forward_ad.unpack_dual
-    return (
-        transforms_active()
-        or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
-        or (forward_mode_active() and any(unpack(t).tangent is not None for t in tensors))
-    )
-
-
 attention_schema.register()
 attention_vmap.register()
 _library = torch.library.Library("attention_ext", "IMPL")
 _library.impl(library.attention, _attention_autograd, "Autograd", with_keyset=True)
 for _op in (library.forward, library.backward, attention_vmap.backward_without_table):
-    _library.impl(_op, _raises_when_differentiated(_op), "Autograd", with_keyset=True)
+    _library.impl(_op, raises_when_differentiated(_op, "attention"), "Autograd", with_keyset=True)

@@ -79,7 +79,7 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _empty_like(t: Tensor, size: tuple[int, int, int, int]) -> Tensor:
+def empty_heads(t: Tensor, size: tuple[int, int, int, int]) -> Tensor:
     """A dense tensor in t's memory order of heads and rows: the layout rule of the kernels' outputs."""
     B, H, L, D = size
     if H > 1 and L > 1 and t.stride(1) < t.stride(2):
@@ -90,7 +90,7 @@ def _empty_like(t: Tensor, size: tuple[int, int, int, int]) -> Tensor:
 def _fake_forward(*args: object) -> tuple[Tensor, Tensor]:
     call = Call(*args)
     query, value = call.query, call.value
-    out = _empty_like(query, (*query.shape[:3], value.shape[3]))
+    out = empty_heads(query, (*query.shape[:3], value.shape[3]))
     return out, query.new_empty(query.shape[:3], dtype=accumulator(query.dtype))
 
 
@@ -102,7 +102,7 @@ def _fake_backward(*args: object) -> tuple[Tensor, ...]:
         if not need or t is None:
             grads.append((call.query if t is None else t).new_empty(0))
         elif name in ("query", "key", "value"):
-            grads.append(_empty_like(t, t.shape))
+            grads.append(empty_heads(t, t.shape))
         else:
             grads.append(t.new_empty(t.shape))
     return tuple(grads)

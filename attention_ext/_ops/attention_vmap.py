@@ -14,6 +14,7 @@ from torch import Tensor
 
 from . import library
 from .attention_schema import DIFFERENTIABLE, BackwardCall, Call
+from .fused import one_by_one, sample
 from .transforms import schema_of
 
 _BROADCAST = ("mask_bits", "bias")  # dimension 0 is B or 1; alibi_slopes is (Hq,) or (B, Hq)
@@ -27,7 +28,7 @@ def forward_rule(op: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Any]:
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
         call, dims, size = Call(*args), Call(*in_dims), info.batch_size
         if _goes_one_by_one(call, dims):
-            return _one_by_one(op, call, dims, size)
+            return one_by_one(op, call, dims, size)
         rows = _sample_shape(call, dims, "query")[0]
         results = op(*_fold(call, dims, size, rows))
         return tuple(t.unflatten(0, (size, rows)) for t in results), (0, 0)
@@ -46,7 +47,7 @@ def backward_rule(op: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Any]:
             if need and getattr(call, name) is not None
         ]
         if _goes_one_by_one(call, dims) or "sinks" in wanted:
-            return _one_by_one(op, call, dims, size)
+            return one_by_one(op, call, dims, size)
         rows = _sample_shape(call, dims, "query")[0]
         # One gradient per sample needs one argument per sample: over a shared one the kernel would sum.
         grads = dict(zip(DIFFERENTIABLE, op(*_fold(call, dims, size, rows, per_sample=wanted)), strict=True))
@@ -90,21 +91,6 @@ def _goes_one_by_one(call: Any, dims: Any) -> bool:
     )
 
 
-def _one_by_one(op: Callable[..., tuple[Tensor, ...]], call: Any, dims: Any, size: int) -> Any:
-    results = []
-    for n in range(size):
-        results.append(op(*(_sample(x, dim, n) for x, dim in zip(call, dims, strict=True))))
-    stacked = tuple(torch.stack(parts) for parts in zip(*results, strict=True))
-    return stacked, (0,) * len(stacked)
-
-
-def _sample(x: Any, dim: Any, n: int) -> Any:
-    """Sample n of a batched argument, which may be a list of tensors."""
-    if isinstance(dim, (list, tuple)):
-        return [_sample(t, d, n) for t, d in zip(x, dim, strict=True)]
-    return x.select(dim, n) if isinstance(dim, int) else x
-
-
 def _sample_shape(call: Any, dims: Any, name: str) -> tuple[int, ...]:
     shape, dim = list(getattr(call, name).shape), getattr(dims, name)
     if dim is not None:
@@ -118,7 +104,7 @@ def _pack_mask_bits_rule(info: Any, in_dims: tuple[Any, ...], keep: Tensor) -> A
 
 def _dense_block_table_rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
     results = [
-        library.dense_block_table(*(_sample(x, dim, n) for x, dim in zip(args, in_dims, strict=True)))
+        library.dense_block_table(*(sample(x, dim, n) for x, dim in zip(args, in_dims, strict=True)))
         for n in range(info.batch_size)
     ]
     return torch.stack(results), 0

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from .. import _reference_linear
 from . import library
+from .attention_schema import accumulator, empty_heads
 from .fused import FusedOperator, raises_when_differentiated
-from .linear_attention import accumulator, empty_heads, fake_gradients, fold, heads
+from .linear_attention import RECURRENCE, fake_gradients, fold, heads
 
 
 class Call(NamedTuple):
@@ -80,4 +81,5 @@ operator = FusedOperator(
     saved=(0,),
     formula=_formula,
     fold=fold,
+    described=RECURRENCE,
 )

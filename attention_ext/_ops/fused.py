@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._warnings import warn_unfused
+from .._warnings import QUADRATIC, warn_unfused
 from .transforms import after_autograd, below_autograd, forward_mode_active, transforms_active
 
 _SAVED = object()  # stands for a tensor that ctx keeps
@@ -37,6 +37,7 @@ class FusedOperator:
         cotangents: which of the forward's outputs have gradients; the first is never None in the backward.
         saved: which of the forward's outputs the backward takes.
         formula: the plain formula, of a call: all outputs, those without gradients as they come.
+        described: the formula, for the warning.
         fold: for vmap, see `forward_rule`.
     """
 
@@ -53,6 +54,7 @@ class FusedOperator:
         saved: tuple[int, ...],
         formula: Callable[[Any], Tensors],
         fold: Callable[[Any, Any, int, list[str]], tuple[Any, int] | None],
+        described: str = QUADRATIC,
     ) -> None:
         self.name = name
         self.forward, self.backward, self.public = forward, backward, public
@@ -60,6 +62,7 @@ class FusedOperator:
         self.differentiable = differentiable
         self.cotangents, self.saved = cotangents, saved
         self.formula, self.fold = formula, fold
+        self.described = described
         self.function, self.transformed, self.backward_function = _functions(self)
         library = torch.library.Library("attention_ext", "IMPL")
         library.impl(public, self._public_autograd, "Autograd", with_keyset=True)
@@ -98,7 +101,7 @@ class FusedOperator:
     # the unfused formula
 
     def unfused(self, call: Any) -> Tensors:
-        warn_unfused(self.name)
+        warn_unfused(self.name, self.described)
         return self.formula(call)
 
     def split_backward_args(self, args: tuple[Any, ...]) -> tuple[Tensors, Any, list[bool]]:
@@ -139,7 +142,7 @@ class FusedOperator:
             call, dims, size = self.call(*args), self.call(*in_dims), info.batch_size
             folded = self.fold(call, dims, size, [])
             if folded is None:
-                return _one_by_one(op, args, in_dims, size)
+                return one_by_one(op, args, in_dims, size)
             results = op(*folded[0])
             return _unfold(results, size, folded[1])
 
@@ -157,7 +160,7 @@ class FusedOperator:
             ]
             folded = self.fold(call, dims, size, wanted)
             if folded is None:
-                return _one_by_one(op, args, in_dims, size)
+                return one_by_one(op, args, in_dims, size)
             n = len(self.cotangents)
             end = n + len(self.call._fields)
             others = [
@@ -315,10 +318,15 @@ def _unfold(results: Tensors, size: int, rows: int) -> Any:
     return unfolded, tuple(0 if p else None for p in present)
 
 
-def _one_by_one(op: Callable[..., Tensors], args: tuple[Any, ...], dims: tuple[Any, ...], size: int) -> Any:
-    results = []
-    for n in range(size):
-        sample = [t.select(d, n) if isinstance(d, int) else t for t, d in zip(args, dims, strict=True)]
-        results.append(op(*sample))
+def one_by_one(op: Callable[..., Tensors], args: tuple[Any, ...], dims: tuple[Any, ...], size: int) -> Any:
+    """What a vmap rule returns where the samples can't share a call."""
+    results = [op(*(sample(x, d, n) for x, d in zip(args, dims, strict=True))) for n in range(size)]
     stacked = tuple(torch.stack(parts) for parts in zip(*results, strict=True))
     return stacked, (0,) * len(stacked)
+
+
+def sample(x: Any, dim: Any, n: int) -> Any:
+    """Sample n of a batched argument, which may be a list of tensors."""
+    if isinstance(dim, (list, tuple)):
+        return [sample(t, d, n) for t, d in zip(x, dim, strict=True)]
+    return x.select(dim, n) if isinstance(dim, int) else x

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import _reference_linear
 from . import library
+from .attention_schema import accumulator, empty_heads
 from .fused import FusedOperator, raises_when_differentiated
 
 FEATURE_MAPS = ("identity", "elu", "relu", "softmax")  # as numbered in csrc/core/feature_map.h
@@ -32,6 +33,7 @@ class Call(NamedTuple):
     initial_normalizer: Tensor | None
 
 
+RECURRENCE = "a plain recurrence, token by token, which holds the states of all tokens in memory"
 DIFFERENTIABLE = ("query", "key", "value", "decay", "initial_state", "initial_normalizer")
 
 
@@ -39,18 +41,6 @@ def heads(call: Any) -> tuple[int, int]:
     """H and Hs."""
     states = max(call.key.shape[1], call.value.shape[1])
     return max(call.query.shape[1], states), states
-
-
-def accumulator(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def empty_heads(like: Tensor, size: tuple[int, int, int, int]) -> Tensor:
-    """A dense tensor in the memory order of heads and rows of `like`: the layout rule of the kernels."""
-    B, H, L, D = size
-    if H > 1 and L > 1 and like.stride(1) < like.stride(2):
-        return like.new_empty((B, L, H, D)).transpose(1, 2)
-    return like.new_empty(size)
 
 
 def _fake_forward(*args: Any) -> tuple[Tensor, ...]:
@@ -156,4 +146,5 @@ operator = FusedOperator(
     saved=(0, 1),
     formula=_formula,
     fold=fold,
+    described=RECURRENCE,
 )

@@ -1,7 +1,15 @@
 """Layers on top of the fused operators."""
 
+from .delta_net import DeltaNet, DeltaNetState, GatedDeltaNet
+from .gated_linear_attention import GatedLinearAttention
+from .linear_attention import LinearAttention
+from .linformer import LinformerAttention
 from .multihead_attention import MultiheadAttention
+from .nystrom import NystromAttention
+from .random_features import PerformerAttention, RandomFeatureAttention
 from .replace import ReplacementReport, replace_attention
+from .retention import Retention, RetentionState
+from .short_convolution import ShortConvolution
 from .sparse_attention import (
     BlockSparseAttention,
     DilatedAttention,
@@ -13,10 +21,22 @@ from .sparse_attention import (
 
 __all__ = [
     "BlockSparseAttention",
+    "DeltaNet",
+    "DeltaNetState",
     "DilatedAttention",
+    "GatedDeltaNet",
+    "GatedLinearAttention",
+    "LinearAttention",
+    "LinformerAttention",
     "MultiheadAttention",
     "NeighborhoodAttention",
+    "NystromAttention",
+    "PerformerAttention",
+    "RandomFeatureAttention",
     "ReplacementReport",
+    "Retention",
+    "RetentionState",
+    "ShortConvolution",
     "SlidingWindowAttention",
     "SparseAttention",
     "StridedAttention",

@@ -7,8 +7,6 @@ namespace attn {
 
 namespace {
 
-int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
-
 void fill_shapes(const LinearArguments& a, LinearParams& p) {
   const char* names[3] = {"query", "key", "value"};
   const Tensor* inputs[3] = {&a.query, &a.key, &a.value};
@@ -112,8 +110,8 @@ void fill_beta(const LinearArguments& a, LinearParams& p) {
   p.beta = view_of(beta);
 }
 
-// Few heads are cut into parts: about 16 items then, of at least 512 tokens. (A part of
-// the delta rule would have a whole matrix as its decay.)
+// Few heads are cut into parts: about 16 items then, of at least 512 tokens. (A part of the delta
+// rule would have a whole matrix as its decay: share_out_delta.)
 void fill_parts(const LinearArguments& a, LinearParams& p) {
   const int64_t heads = std::max<int64_t>(p.sequences * p.Hs, 1), L = std::max(p.Lq, p.Lk);
   const int64_t wanted = a.beta || heads >= 8 ? 1 : std::min(16 / heads, L / 512);
@@ -123,6 +121,8 @@ void fill_parts(const LinearArguments& a, LinearParams& p) {
 }
 
 }  // namespace
+
+int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
 View row_view(const Tensor& t) {
   View view = view_of(t);
@@ -154,7 +154,7 @@ void fill_linear(const char* op, const LinearArguments& a, LinearParams& p) {
   fill_beta(a, p);
   fill_states(a, p);
   fill_parts(a, p);
-  p.columns = round_up(p.Dv, 16), p.width = round_up(p.D, 16);
+  p.columns = p.block_columns = round_up(p.Dv, 16), p.width = round_up(p.D, 16);
   p.query = view_of(a.query), p.key = view_of(a.key), p.value = view_of(a.value);
 }
 

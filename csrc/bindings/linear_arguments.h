@@ -19,6 +19,8 @@ struct LinearArguments {
 
 inline const Tensor* pointer(const OptionalTensor& t) { return t ? &*t : nullptr; }
 
+int64_t round_up(int64_t n, int64_t step);
+
 // A state's z (N, Hs, D) as the kernels see it, (N, Hs, 1, D).
 View row_view(const Tensor& t);
 

@@ -1,5 +1,7 @@
 #include "bindings/linear_calls.h"
 
+#include <algorithm>
+
 #include "bindings/threads.h"
 #include "cpu/dispatch.h"
 
@@ -9,6 +11,20 @@ namespace {
 
 // Which of the two instances of a kernel: the one that computes in float or in double.
 int compute_index(const Tensor& query) { return query.scalar_type() == ScalarType::Double; }
+
+// The delta rule's heads are divided further where there are fewer than threads: forward by columns
+// of values, backward also, once the states are known, by tokens. Neither shows in the results.
+void share_out_delta(LinearParams& p, bool backward) {
+  constexpr int64_t kLeastColumns = 16, kLeastTokens = 192;
+  const int64_t heads = std::max<int64_t>(p.sequences * p.Hs, 1);
+  const int64_t shares = (torch::stable::get_num_threads() + heads - 1) / heads;
+  if (!p.beta || shares < 2) return;
+  p.block_columns = round_up((p.columns + shares - 1) / shares, kLeastColumns);
+  if (!backward) return;
+  p.part_tokens = round_up(std::max((p.Lk + 2 * shares - 1) / (2 * shares), kLeastTokens),
+                           LinearGradParams::kCheckpoint);
+  p.parts = std::max<int64_t>((p.Lk + p.part_tokens - 1) / p.part_tokens, 1);
+}
 
 // The states at the borders of parts, and their memory.
 Tensor run_states(LinearParams& p, int index) {
@@ -39,12 +55,11 @@ class Backward {
     p_.dinitial = optional_gradient(needs[kState], a.initial_state);
     p_.dinitial_z = optional_gradient(needs[kNormalizer], a.initial_normalizer);
     if (p_.dinitial_z) p_.dinitial_z = row_view(gradients_.back());
-    if (p_.beta) delta_workspace();
   }
 
   std::vector<Tensor> run() {
     if (p_.beta)
-      run_items(kernels().linear[index_].delta_backward, p_);
+      run_delta();
     else
       run_linear();
     for (const HeadSumParams& sum : sums_) run_items(kernels().linear[index_].head_sum, sum);
@@ -121,10 +136,7 @@ class Backward {
     if (!needed) return;
     workspace_.push_back(empty({p_.B, p_.Hs, p_.Lk, p_.channel_decay() ? p_.width : 1}, type_));
     p_.decay_terms = workspace_.back().data_ptr();
-    if (!p_.channel_decay()) {
-      workspace_.push_back(empty({p_.B, p_.Hs, p_.checkpoints(), p_.state_size()}, type_));
-      p_.checkpoint_states = workspace_.back().data_ptr();
-    }
+    keep_checkpoints();
     if (p_.normalize && a_.query.scalar_type() != type_) exact_out_ = true;
     p_.ddecay = view_of(gradients_.back());
     if (p_.decay_kind != DecayKind::kHead) return;
@@ -144,21 +156,33 @@ class Backward {
     return needed ? view_of(gradients_.back()) : View();
   }
 
-  void delta_workspace() {
-    workspace_.push_back(empty({p_.B, p_.Hs, p_.Lk, p_.columns}, type_));
-    p_.errors = workspace_.back().data_ptr();
+  void keep_checkpoints() {
     if (p_.checkpoint_states) return;
     workspace_.push_back(empty({p_.B, p_.Hs, p_.checkpoints(), p_.state_size()}, type_));
     p_.checkpoint_states = workspace_.back().data_ptr();
   }
+  void keep_part_grads(bool needed) {
+    workspace_.push_back(
+        empty(needed ? std::vector<int64_t>{p_.sequences, p_.Hs, p_.parts, p_.state_size()}
+                     : std::vector<int64_t>{0},
+              type_));
+    p_.part_grads = workspace_.back().data_ptr();
+  }
+
+  void run_delta() {
+    share_out_delta(p_, true);
+    workspace_.push_back(empty({p_.B, p_.Hs, p_.Lk, p_.columns}, type_));
+    p_.errors = workspace_.back().data_ptr();
+    keep_checkpoints();
+    keep_part_grads(p_.parts > 1);
+    run_items(kernels().linear[index_].delta_states, p_);
+    run_items(kernels().linear[index_].delta_grad_states, p_);
+    run_items(kernels().linear[index_].delta_backward, p_);
+  }
   void run_linear() {
     const Tensor states = run_states(p_, index_);
     if (exact_out_) recompute_out();
-    const Tensor grads =
-        empty(p_.needs_scan() ? std::vector<int64_t>{p_.sequences, p_.Hs, p_.parts, p_.state_size()}
-                              : std::vector<int64_t>{0},
-              type_);
-    p_.part_grads = grads.data_ptr();
+    keep_part_grads(p_.needs_scan());
     run_items(kernels().linear[index_].grad_states, p_);
     run_items(kernels().linear[index_].grad_scan, p_);
     run_items(kernels().linear[index_].backward, p_);
@@ -183,6 +207,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_forward(const char* op,
   p.state = view_of(state);
   if (p.normalize) p.denominator = view_of(denominator), p.state_z = row_view(normalizer);
   const Tensor states = run_states(p, index);
+  share_out_delta(p, false);
   run_items(kernels().linear[index].forward, p);
   return {out, denominator, state, normalizer};
 }

@@ -9,7 +9,7 @@
 
 #include "cpu/cpu_info.h"
 #include "cpu/fma_peak.h"
-#include "cpu/read_bandwidth.h"
+#include "cpu/bandwidth.h"
 
 namespace py = pybind11;
 
@@ -92,4 +92,6 @@ PYBIND11_MODULE(_C, m) {
       "Do at least that many billion operations; returns how many. For the caller to time.");
   m.def("read_bandwidth", &attn::read_bandwidth, arg("bytes"), arg("seconds") = 0.2, no_gil,
         "Best rate in GB/s at which one thread reads a buffer of that size, in its own CPU time.");
+  m.def("update_bandwidth", &attn::update_bandwidth, arg("bytes"), arg("seconds") = 0.2, no_gil,
+        "The same of bytes read and written, where it changes the buffer in place.");
 }

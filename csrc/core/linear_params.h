@@ -35,10 +35,17 @@ struct LinearParams {
   int64_t parts = 1, part_tokens = 0;
   void* part_states = nullptr;  // [sequences, Hs, parts, state_size] in the compute type
 
+  // The delta rule's columns of values may go in blocks, as many as there are threads for: a
+  // column's result doesn't depend on the others.
+  int64_t block_columns = 0;
+
   // One state: S [D][columns], z [width], the decay since the beginning of the part [width].
   int64_t columns = 0, width = 0;  // Dv and D, rounded up to whole vectors
   ATTN_HD int64_t state_size() const { return D * columns + 2 * width; }
-  ATTN_HD bool needs_scan() const { return parts > 1 || !causal; }
+  ATTN_HD bool needs_scan() const { return !causal || (parts > 1 && !beta); }
+  ATTN_HD int64_t column_blocks() const {
+    return columns > block_columns ? (columns + block_columns - 1) / block_columns : 1;
+  }
   ATTN_HD int64_t group() const { return H / Hs; }
   ATTN_HD bool channel_decay() const { return decay_kind == DecayKind::kChannel; }
 
@@ -74,8 +81,8 @@ struct LinearGradParams : LinearParams {
   void* errors = nullptr;  // v_t - S^T k_t of every token [B, Hs, Lk, columns], compute type
   View dinitial, dinitial_z;   // like initial, initial_z; absent = not asked for
   void* part_grads = nullptr;  // like part_states
-  // Of ddecay, in the compute type: what each token adds to the sum [B, Hs, Lk, width or 1], and
-  // the states every kCheckpoint tokens [B, Hs, checkpoints(), state_size] (not per channel).
+  // Of ddecay and the delta rule, in the compute type: what each token adds to ddecay's sum [B, Hs,
+  // Lk, width or 1], and the states every kCheckpoint tokens [B, Hs, checkpoints(), state_size].
   void* decay_terms = nullptr;
   void* checkpoint_states = nullptr;
 

@@ -1,15 +1,10 @@
-// Delta rule backward (Yang et al. 2024). The forward pass is linear attention of the corrected
-// values u_t = beta_t e_t (linear_pass.h). With dU what linear attention gives as the gradient of
-// u,
-//   r_s = dU_s - sum_{t>s} N_ts beta_t r_t      (the transposed triangular system)
-//   dv = beta r,  dbeta_t = r_t . e_t
-// and -beta_t r_t is the gradient of what key t reads from the state before it: keys are one more
-// head of queries, which don't see their own token. One sweep to the end remakes e and the states
-// every kCheckpoint tokens, the sweep back does the rest. Included by kernels.inl.
+// Delta rule backward, the last pass: all gradients of one part, stretch by stretch from its end,
+// given the states every kCheckpoint tokens and R at the part's end (delta_pass.h). Included by
+// kernels.inl.
 
 template <class A>
-class DeltaBackward : LinearGradPass<A> {
-  using Base = LinearGradPass<A>;
+class DeltaBackward : DeltaGradPass<A> {
+  using Base = DeltaGradPass<A>;
   using Base::channel_;
   using Base::chunk_;
   using Base::D_;
@@ -28,69 +23,54 @@ class DeltaBackward : LinearGradPass<A> {
  public:
   using Params = LinearGradParams;
 
-  static Plan plan(const LinearGradParams& p) {
-    Arena arena(nullptr);
-    DeltaBackward measure(p, arena);
-    return {p.sequences * p.Hs, arena.used()};
-  }
-  static void run(const LinearGradParams& p, int64_t item, void* scratch) {
-    Arena arena(scratch);
-    DeltaBackward(p, arena).run_item(item);
-  }
-
- private:
-  A* states_;  // at the beginning of each chunk of a stretch
-  A *faded_key_lanes_, *value_lanes_, *grad_lanes_;
-  A *head_lanes_, *tail_lanes_;  // per channel the decays within the chunk
-  A *scores_, *products_;
-  A *query_grads_, *key_grads_, *value_grads_;  // lanes
-  A *residuals_, *reads_;                       // r, -beta r
-  A *rows_, *key_rows_;                         // of one head; all that is dkey
-  A diagonal_[kChunk];
-
   DeltaBackward(const LinearGradParams& p, Arena& arena) : Base(p, arena) {
     states_ = arena.take<A>(kStretch / chunk_ * p.state_size());
-    faded_key_lanes_ = channel_ ? arena.take<A>(int64_t{D_} * kChunk) : this->key_lanes_;
     value_lanes_ = arena.take<A>(int64_t{Dv_} * kChunk);
     grad_lanes_ = arena.take<A>(int64_t{Dv_} * kChunk);
     head_lanes_ = channel_ ? arena.take<A>(int64_t{D_} * kChunk) : nullptr;
     tail_lanes_ = channel_ ? arena.take<A>(int64_t{D_} * kChunk) : nullptr;
-    scores_ = arena.take<A>(kChunk * kChunk);
     products_ = arena.take<A>(kChunk * kChunk);
     query_grads_ = arena.take<A>(int64_t{D_} * kChunk);
     key_grads_ = arena.take<A>(int64_t{D_} * kChunk);
-    value_grads_ = arena.take<A>(int64_t{Dv_} * kChunk);
-    residuals_ = this->take_rows(arena, Dv_, ldv_);
-    reads_ = this->take_rows(arena, Dv_, ldv_);
     rows_ = this->take_rows(arena, D_, ldk_);
     key_rows_ = this->take_rows(arena, D_, ldk_);
   }
-
-  A* error_rows(int64_t i) const {
-    return static_cast<A*>(p_.errors) + ((this->b_ * p_.Hs + this->hs_) * p_.Lk + i) * ldv_;
-  }
-  LinearState<A> chunk_state(int64_t chunk) const {
-    A* s = states_ + chunk * p_.state_size();
-    return {s, s + p_.D * ldv_, s + p_.D * ldv_ + ldk_};
-  }
+  static int64_t items(const LinearGradParams& p) { return p.sequences * p.Hs * p.parts; }
 
   void run_item(int64_t item) {
     this->start(item);
-    this->load_state(p_.initial, View(), state_);
-    this->load_state(p_.grad_state, View(), grad_);
-    const Range tokens = p_.keys(this->sequence_, 0);
-    for (int64_t i = tokens.begin; i < tokens.end; i += chunk_)
-      remake(i, static_cast<int>(min64(chunk_, tokens.end - i)));
-    const int64_t stretches = (tokens.end - tokens.begin + kStretch - 1) / kStretch;
+    this->clear(state_);
+    this->clear(grad_);
+    if (this->part_ + 1 == p_.parts)
+      this->load_state(p_.grad_state, View(), grad_);
+    else
+      this->copy_columns(this->part_state(p_.part_grads, this->part_), grad_);
+    const Range tokens = p_.keys(this->sequence_, this->part_);
+    const int64_t stretches =
+        tokens.empty() ? 0 : (tokens.end - tokens.begin + kStretch - 1) / kStretch;
     for (int64_t stretch = stretches - 1; stretch >= 0; --stretch) {
       const int64_t i = tokens.begin + stretch * kStretch;
       visit_stretch({i, min64(tokens.end, i + kStretch)});
     }
     clear_padding();
-    this->store_state(grad_, p_.dinitial, View());
+    if (this->part_ == 0) this->store_state(grad_, p_.dinitial, View());
+  }
+
+ private:
+  A* states_;  // at the beginning of each chunk of a stretch
+  A *value_lanes_, *grad_lanes_;
+  A *head_lanes_, *tail_lanes_;  // per channel the decays within the chunk
+  A* products_;
+  A *query_grads_, *key_grads_;  // lanes
+  A *rows_, *key_rows_;          // of one head; all that is dkey
+  A diagonal_[kChunk];
+
+  LinearState<A> chunk_state(int64_t chunk) const {
+    A* s = states_ + chunk * p_.state_size();
+    return {s, s + p_.D * ldv_, s + p_.D * ldv_ + ldk_};
   }
   void clear_padding() {
-    const Range padded = p_.keys(this->sequence_, 0, true);
+    const Range padded = p_.keys(this->sequence_, this->part_, true);
     for (int64_t g = 0; p_.dquery && g < p_.group(); ++g)
       this->clear_rows(p_.dquery, this->head(g), padded, D_);
     if (p_.dkey) this->clear_rows(p_.dkey, this->hs_, padded, D_);
@@ -99,29 +79,8 @@ class DeltaBackward : LinearGradPass<A> {
     if (p_.ddecay) this->clear_rows(p_.ddecay, this->hs_, padded, channel_ ? D_ : 1);
   }
 
-  void remake(int64_t i, int n) {
-    if (this->is_checkpoint(i)) this->copy(state_, this->checkpoint(i));
-    this->load_keys(i, n);
-    if (n > 1 && !this->keys_finite(n)) {
-      for (int t = 0; t < n; ++t) remake(i + t, 1);
-      return;
-    }
-    this->correct_values(n);
-    memcpy(error_rows(i), this->errors_, sizeof(A) * n * ldv_);
-    this->pass_keys(n);
-  }
-  // Keys, decays and the corrected values that remake found.
-  void load_tokens(int64_t i, int n) {
-    this->load_keys(i, n);
-    const A* errors = error_rows(i);
-    for (int t = 0; t < n; ++t)
-      for (int c = 0; c < ldv_; c += W)
-        store(this->corrected_ + t * ldv_ + c, load(errors + t * ldv_ + c) * set1(this->beta_[t]));
-    this->values_ = this->corrected_, this->ld_values_ = ldv_;
-  }
-
   void visit_stretch(Range tokens) {
-    this->copy(this->checkpoint(tokens.begin), state_);
+    this->copy_columns(this->checkpoint(tokens.begin), state_);
     const int64_t chunks = (tokens.end - tokens.begin + chunk_ - 1) / chunk_;
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
       this->copy(state_, chunk_state(chunk));
@@ -135,7 +94,7 @@ class DeltaBackward : LinearGradPass<A> {
     }
   }
   void pass_tokens(int64_t i, int n) {
-    load_tokens(i, n);
+    this->load_tokens(i, n);
     if (n > 1 && !this->keys_finite(n)) {
       for (int t = 0; t < n; ++t) pass_tokens(i + t, 1);
       return;
@@ -144,21 +103,13 @@ class DeltaBackward : LinearGradPass<A> {
   }
 
   void visit(int64_t i, int n) {
-    load_tokens(i, n);
-    if (n > 1 && !all_finite_rows(i, n))
+    this->load_tokens(i, n);
+    if (n > 1 && !this->all_finite_rows(i, n))
       visit_one_by_one(i, n);
     else if (n <= W)
       visit_chunk<1>(i, n);
     else
       visit_chunk<kMaxVectors>(i, n);
-  }
-  bool all_finite_rows(int64_t i, int n) {
-    bool finite = this->keys_finite(n);
-    for (int64_t g = 0; finite && g < p_.group(); ++g) {
-      load_head(g, i, n);
-      finite = rows_finite(this->query_rows_, ldk_, n, D_) && rows_finite(grads_, ldv_, n, Dv_);
-    }
-    return finite;
   }
   void visit_one_by_one(int64_t i, int n) {
     const int64_t chunk = (i - p_.keys(this->sequence_, 0).begin) % kStretch / chunk_;
@@ -168,31 +119,21 @@ class DeltaBackward : LinearGradPass<A> {
       visit(i + t, 1);
     }
   }
-  void load_head(int64_t g, int64_t i, int n) {
-    this->load_queries(this->head(g), i, n);
-    this->load_grads(this->head(g), i, n);
-  }
-
   template <int NV>
   void visit_chunk(int64_t i, int n) {
-    this->overlap_keys(n);
+    this->template find_residuals<NV>(i, n);
+    store_value_grads(i, n);
     rows_to_lanes(this->values_, ldv_, n, NV * W, Dv_, value_lanes_, kChunk);
     if (channel_) {
-      rows_to_lanes(this->faded_keys_, ldk_, n, W, D_, faded_key_lanes_, kChunk);
       rows_to_lanes(this->head_, ldk_, n, W, D_, head_lanes_, kChunk);
       rows_to_lanes(this->tail_, ldk_, n, W, D_, tail_lanes_, kChunk);
     }
-    for (int64_t g = 0; g < p_.group(); ++g) {
-      load_head(g, i, n);
-      add_value_gradients<NV>(g, n);
-    }
-    solve(i, n);
     memset(key_rows_, 0, sizeof(A) * n * ldk_);
     for (int64_t g = 0; g < p_.group(); ++g) {
-      if (p_.group() > 1) load_head(g, i, n);
+      if (p_.group() > 1) this->load_head(g, i, n);
       visit_head<NV>(g, i, n, this->query_rows_, this->faded_rows_, grads_);
     }
-    visit_head<NV>(p_.group(), i, n, this->keys_, this->reading_keys_, reads_);
+    visit_head<NV>(p_.group(), i, n, this->keys_, this->reading_keys_, this->reads_);
     lanes_to_rows(key_grads_, kChunk, n, D_, rows_, ldk_);
     if (p_.ddecay) {
       this->add_decay_terms(i, n, this->keys_, rows_, A(-1), false);
@@ -206,71 +147,17 @@ class DeltaBackward : LinearGradPass<A> {
       store(key_rows_ + at, load(key_rows_ + at) + load(rows + at));
   }
 
-  // dU of linear attention
-  template <int NV>
-  void add_value_gradients(int64_t g, int n) {
-    const A* a = decays_ ? this->a_ : nullptr;
-    if (channel_) {
-      multiply_channel_scores<false>(this->query_rows_, ldk_, this->key_lanes_, a, ldk_, n, D_,
-                                     this->moving_, scores_);
-    } else {
-      multiply_scores<false, A, NV>(this->query_rows_, ldk_, this->key_lanes_, n, D_, nullptr,
-                                    nullptr, scores_);
-      weigh_scores<false, A, NV>(scores_, n, a, nullptr);
-    }
-    for_row_tiles<kRows>(0, Dv_,
-                         [&]<int R>(int c) ATTN_INLINE_LAMBDA { value_gradient<R, NV>(g, c, n); });
-  }
-  template <int R, int NV>
-  ATTN_INLINE void value_gradient(int64_t g, int c, int n) {
-    Vec<A> sums[R][NV];
-    if (g == 0) {
-      multiply_tile<A, R, NV>(grad_.s + c, 1, ldv_, faded_key_lanes_, kChunk, D_, sums);
-      if (!channel_) this->fade(this->tail_, nullptr, sums);
-    } else {
-      this->load_sums(value_grads_ + c * kChunk, sums);
-    }
-    add_triangle<false, A, R, NV>(grads_ + c, 1, ldv_, scores_, n, sums);
-    this->store_sums(sums, value_grads_ + c * kChunk);
-  }
-
-  // r and -beta r from dU, last token first; then dbeta and dv.
-  void solve(int64_t i, int n) {
-    lanes_to_rows(value_grads_, kChunk, n, Dv_, residuals_, ldv_);
-    for_row_tiles<2>(0, ldv_ / W, [&]<int NV>(int vector) ATTN_INLINE_LAMBDA {
-      int s = n;
-      for (; s % kRows != 0; --s) substitute_back<1, NV>(s - 1, n, vector * W);
-      for (; s > 0; s -= kRows) substitute_back<kRows, NV>(s - kRows, n, vector * W);
-    });
-    const A* errors = error_rows(i);
+  void store_value_grads(int64_t i, int n) {
+    const A* errors = this->error_rows(i);
     for (int t = 0; t < n; ++t) {
-      A* r = residuals_ + t * ldv_;
+      A* r = this->residuals_ + t * ldv_;
       if (p_.dbeta)
         store_scalar(p_.dbeta.at(this->b_, this->hs_, i + t), p_.dbeta.dtype,
                      static_cast<double>(dot_rows(r, errors + t * ldv_, ldv_)));
       for (int c = 0; c < ldv_; c += W) store(r + c, load(r + c) * set1(this->beta_[t]));
     }
-    if (p_.dvalue) this->store_rows(residuals_, ldv_, n, Dv_, p_.dvalue, this->b_, this->hs_, i);
-  }
-  template <int R, int NV>
-  ATTN_INLINE void substitute_back(int s, int n, int c) {
-    const A* overlaps = this->overlaps_;
-    Vec<A> sums[R][NV];
-    multiply_tile<A, R, NV>(overlaps + (s + R) * kChunk + s, 1, kChunk, reads_ + (s + R) * ldv_ + c,
-                            ldv_, n - s - R, sums);
-#pragma GCC unroll 16
-    for (int r = R - 1; r >= 0; --r)
-#pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) {
-        const int at = (s + r) * ldv_ + c + v * W;
-        Vec<A> x = load(residuals_ + at) + sums[r][v];
-#pragma GCC unroll 16
-        for (int t = r + 1; t < R; ++t)
-          x = fma(set1(overlaps[(s + t) * kChunk + s + r]), sums[t][v], x);
-        store(residuals_ + at, x);
-        sums[r][v] = x * set1(-this->beta_[s + r]);
-        store(reads_ + at, sums[r][v]);
-      }
+    if (p_.dvalue)
+      this->store_rows(this->residuals_, ldv_, n, Dv_, p_.dvalue, this->b_, this->hs_, i);
   }
 
   // What one head of queries, the last of which are the keys, means for itself, the keys that wrote
@@ -297,7 +184,7 @@ class DeltaBackward : LinearGradPass<A> {
       add(rows_, n);
     else
       store_query_grads(g, i, n);
-    update_state<A>(p_, faded, grads, ldv_, nullptr, n, g == 0 ? this->factor() : nullptr, grad_);
+    this->update_state(faded, grads, ldv_, nullptr, n, g == 0 ? this->factor() : nullptr, grad_);
   }
   void store_query_grads(int64_t g, int64_t i, int n) {
     if (!p_.dquery) return;

@@ -28,12 +28,13 @@ struct AttentionKernels {
   Kernel<AttentionGradParams> backward_rows, backward, backward_reduce;
 };
 
-// Linear attention and the delta rule. Forward: three passes. Backward: the first two of them, then
-// its own three, then the sums over heads that share an input.
+// Linear attention and the delta rule. Forward: three passes, of the delta rule the last one alone.
+// Backward: the first two of them, then its own three, then the sums over heads that share an
+// input.
 struct LinearKernels {
   Kernel<LinearParams> states, scan, forward, step;
   Kernel<LinearGradParams> grad_states, grad_scan, backward;
-  Kernel<LinearGradParams> delta_backward;
+  Kernel<LinearGradParams> delta_states, delta_grad_states, delta_backward;
   Kernel<HeadSumParams> head_sum;
 };
 

@@ -31,6 +31,7 @@ namespace {
 #include "cpu/linear_backward.h"
 #include "cpu/linear_backward_queries.h"
 #include "cpu/linear_backward_keys.h"
+#include "cpu/delta_pass.h"
 #include "cpu/delta_backward.h"
 #include "cpu/head_sum.h"
 // clang-format on
@@ -52,9 +53,17 @@ constexpr AttentionKernels attention_kernels() {
 
 template <class A>
 constexpr LinearKernels linear_kernels() {
-  return {entry<LinearStates<A>>(),   entry<LinearScan<A>>(),       entry<LinearForward<A>>(),
-          entry<LinearStep<A>>(),     entry<LinearGradStates<A>>(), entry<LinearGradScan<A>>(),
-          entry<LinearBackward<A>>(), entry<DeltaBackward<A>>(),    entry<HeadSum<A>>()};
+  return {entry<WorkItems<LinearStates<A>>>(),
+          entry<WorkItems<LinearScan<A>>>(),
+          entry<WorkItems<LinearForward<A>>>(),
+          entry<WorkItems<LinearStep<A>>>(),
+          entry<WorkItems<LinearGradStates<A>>>(),
+          entry<WorkItems<LinearGradScan<A>>>(),
+          entry<WorkItems<LinearBackward<A>>>(),
+          entry<WorkItems<DeltaStates<A>>>(),
+          entry<WorkItems<DeltaGradStates<A>>>(),
+          entry<WorkItems<DeltaBackward<A>>>(),
+          entry<HeadSum<A>>()};
 }
 
 }  // namespace

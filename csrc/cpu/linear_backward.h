@@ -14,6 +14,15 @@ template <class A>
 class LinearGradPass : protected LinearPass<A> {
   using Base = LinearPass<A>;
 
+ public:
+  LinearGradPass(const LinearGradParams& p, Arena& arena) : Base(p, arena), p_(p) {
+    grad_ = this->take_state(arena);
+    query_rows_ = this->take_rows(arena, D_, ldk_);
+    faded_rows_ = decays_ ? this->take_rows(arena, D_, ldk_) : query_rows_;
+    grads_ = this->take_rows(arena, Dv_, ldv_);
+    decay_sum_ = arena.take<double>(ldk_);
+  }
+
  protected:
   using Base::channel_;
   using Base::chunk_;
@@ -31,14 +40,6 @@ class LinearGradPass : protected LinearPass<A> {
   A *query_rows_, *faded_rows_, *grads_;  // phi(q) [][width], the same faded, g [][columns]
   double* decay_sum_;                     // per channel
   A terms_[kChunk];                       // the last element of g'
-
-  LinearGradPass(const LinearGradParams& p, Arena& arena) : Base(p, arena), p_(p) {
-    grad_ = this->take_state(arena);
-    query_rows_ = this->take_rows(arena, D_, ldk_);
-    faded_rows_ = decays_ ? this->take_rows(arena, D_, ldk_) : query_rows_;
-    grads_ = this->take_rows(arena, Dv_, ldv_);
-    decay_sum_ = arena.take<double>(ldk_);
-  }
 
   int64_t head(int64_t g) const { return this->hs_ * p_.group() + g; }
   int step() const { return p_.causal ? chunk_ : kChunk; }
@@ -151,7 +152,7 @@ class LinearGradPass : protected LinearPass<A> {
   }
   // R before the queries that load_queries and load_grads read; factor null = 1.
   void pass_queries(int n, const A* factor) {
-    update_state<A>(p_, faded_rows_, grads_, ldv_, terms_, n, factor, grad_);
+    this->update_state(faded_rows_, grads_, ldv_, terms_, n, factor, grad_);
   }
 };
 
@@ -163,18 +164,10 @@ class LinearGradStates : LinearGradPass<A> {
  public:
   using Params = LinearGradParams;
 
-  static Plan plan(const LinearGradParams& p) {
-    Arena arena(nullptr);
-    LinearGradStates measure(p, arena);
-    return {p.needs_scan() ? p.sequences * p.Hs * p.parts : 0, arena.used()};
-  }
-  static void run(const LinearGradParams& p, int64_t item, void* scratch) {
-    Arena arena(scratch);
-    LinearGradStates(p, arena).run_item(item);
-  }
-
- private:
   using Base::Base;
+  static int64_t items(const LinearGradParams& p) {
+    return p.needs_scan() ? p.sequences * p.Hs * p.parts : 0;
+  }
 
   void run_item(int64_t item) {
     this->start(item);
@@ -188,6 +181,8 @@ class LinearGradStates : LinearGradPass<A> {
     }
     this->copy(this->grad_, this->part_state(this->p_.part_grads, this->part_));
   }
+
+ private:
   void visit(int64_t i, int n) {
     if (this->decays_) this->load_keys(i, n);
     for (int64_t g = 0; g < this->p_.group(); ++g) {
@@ -208,24 +203,20 @@ class LinearGradScan : LinearPass<A> {
  public:
   using Params = LinearGradParams;
 
-  static Plan plan(const LinearGradParams& p) {
-    Arena arena(nullptr);
-    LinearGradScan measure(p, arena);
-    return {p.needs_scan() ? p.sequences * p.Hs : 0, arena.used()};
-  }
-  static void run(const LinearGradParams& p, int64_t item, void* scratch) {
-    Arena arena(scratch);
-    LinearGradScan(p, arena).run_item(p, item);
+  LinearGradScan(const LinearGradParams& p, Arena& arena) : Base(p, arena), p_(p) {}
+  static int64_t items(const LinearGradParams& p) {
+    return p.needs_scan() ? p.sequences * p.Hs : 0;
   }
 
- private:
-  using Base::Base;
-
-  void run_item(const LinearGradParams& p, int64_t item) {
+  void run_item(int64_t item) {
+    const LinearGradParams& p = p_;
     this->start(item * p.parts);
     this->load_state(p.grad_state, p.grad_z, this->state_);
     for (int64_t part = p.parts - 1; part >= 0; --part)
       scan_step(p, this->state_, this->part_state(p.part_grads, part));
     if (!p.causal) this->copy(this->state_, this->part_state(p.part_grads, 0));
   }
+
+ private:
+  const LinearGradParams& p_;  // hides the base's
 };

@@ -45,10 +45,6 @@ class LinearKeySweep : LinearGradPass<A> {
       const int64_t i = keys.begin + chunk * step;
       visit(i, static_cast<int>(min64(step, keys.end - i)));
     }
-    if (p_.ddecay && channel_) {
-      load_part_state();
-      this->store_decay_grads(keys, this->state_);
-    }
     const Range padded = p_.keys(this->sequence_, this->part_, true);
     if (p_.dkey) this->clear_rows(p_.dkey, this->hs_, padded, D_);
     if (p_.dvalue) this->clear_rows(p_.dvalue, this->hs_, padded, Dv_);
@@ -63,14 +59,6 @@ class LinearKeySweep : LinearGradPass<A> {
   A *key_grads_, *value_grads_;  // dphi(k), dv
   A *rows_, *diagonal_rows_;
   A diagonal_[kChunk];
-
-  // The state at the part's beginning.
-  void load_part_state() {
-    if (p_.needs_scan())
-      this->copy(this->part_state(p_.part_states, this->part_), this->state_);
-    else
-      this->load_state(p_.initial, p_.initial_z, this->state_);
-  }
 
   void visit(int64_t i, int n) {
     this->load_keys(i, n);
@@ -215,17 +203,15 @@ class LinearBackward {
  public:
   using Params = LinearGradParams;
 
-  static Plan plan(const LinearGradParams& p) {
-    Arena arena(nullptr);
-    LinearQuerySweep<A> queries(p, arena);
-    LinearKeySweep<A> keys(p, arena);
-    return {p.sequences * p.Hs * p.parts, arena.used()};
+  LinearBackward(const LinearGradParams& p, Arena& arena) : queries_(p, arena), keys_(p, arena) {}
+  static int64_t items(const LinearGradParams& p) { return p.sequences * p.Hs * p.parts; }
+
+  void run_item(int64_t item) {
+    queries_.run_item(item);
+    keys_.run_item(item);
   }
-  static void run(const LinearGradParams& p, int64_t item, void* scratch) {
-    Arena arena(scratch);
-    LinearQuerySweep<A> queries(p, arena);
-    LinearKeySweep<A> keys(p, arena);
-    queries.run_item(item);
-    keys.run_item(item);
-  }
+
+ private:
+  LinearQuerySweep<A> queries_;
+  LinearKeySweep<A> keys_;
 };

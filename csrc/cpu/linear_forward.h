@@ -10,18 +10,10 @@ class LinearStates : LinearPass<A> {
  public:
   using Params = LinearParams;
 
-  static Plan plan(const LinearParams& p) {
-    Arena arena(nullptr);
-    LinearStates measure(p, arena);
-    return {p.needs_scan() ? p.sequences * p.Hs * p.parts : 0, arena.used()};
-  }
-  static void run(const LinearParams& p, int64_t item, void* scratch) {
-    Arena arena(scratch);
-    LinearStates(p, arena).run_item(item);
-  }
-
- private:
   using Base::Base;
+  static int64_t items(const LinearParams& p) {
+    return p.needs_scan() ? p.sequences * p.Hs * p.parts : 0;
+  }
 
   void run_item(int64_t item) {
     this->start(item);
@@ -64,18 +56,8 @@ class LinearScan : LinearPass<A> {
  public:
   using Params = LinearParams;
 
-  static Plan plan(const LinearParams& p) {
-    Arena arena(nullptr);
-    LinearScan measure(p, arena);
-    return {p.needs_scan() ? p.sequences * p.Hs : 0, arena.used()};
-  }
-  static void run(const LinearParams& p, int64_t item, void* scratch) {
-    Arena arena(scratch);
-    LinearScan(p, arena).run_item(item);
-  }
-
- private:
   using Base::Base;
+  static int64_t items(const LinearParams& p) { return p.needs_scan() ? p.sequences * p.Hs : 0; }
 
   void run_item(int64_t item) {
     this->start(item * this->p_.parts);
@@ -104,20 +86,9 @@ class LinearForward : LinearPass<A> {
  public:
   using Params = LinearParams;
 
-  static Plan plan(const LinearParams& p) {
-    Arena arena(nullptr);
-    LinearForward measure(p, arena);
-    return {p.sequences * p.Hs * p.parts, arena.used()};
+  static int64_t items(const LinearParams& p) {
+    return p.sequences * p.Hs * p.parts * p.column_blocks();
   }
-  static void run(const LinearParams& p, int64_t item, void* scratch) {
-    Arena arena(scratch);
-    LinearForward(p, arena).run_item(item);
-  }
-
- private:
-  A *query_rows_, *queries_,
-      *faded_queries_;  // rows, lanes, lanes faded from the chunk's beginning
-  A *scores_, *outputs_;
 
   LinearForward(const LinearParams& p, Arena& arena) : Base(p, arena) {
     query_rows_ = this->take_rows(arena, D_, ldk_);
@@ -128,7 +99,8 @@ class LinearForward : LinearPass<A> {
   }
 
   void run_item(int64_t item) {
-    this->start(item);
+    this->start(item / p_.column_blocks());
+    this->take_columns(item % p_.column_blocks());
     if (p_.needs_scan())
       this->copy(this->part_state(p_.part_states, p_.causal ? this->part_ : 0), state_);
     else
@@ -142,13 +114,21 @@ class LinearForward : LinearPass<A> {
       this->store_state(state_, p_.state, p_.state_z);
   }
 
+ private:
+  A *query_rows_, *queries_,
+      *faded_queries_;  // rows, lanes, lanes faded from the chunk's beginning
+  A *scores_, *outputs_;
+
   void clear_padding() {
     const Range padded = p_.keys(this->sequence_, this->part_, true);
     for (int64_t g = 0; g < p_.group(); ++g) {
       const int64_t h = this->hs_ * p_.group() + g;
-      this->clear_rows(p_.out, h, padded, Dv_);
+      clear_out(h, padded);
       if (p_.denominator) this->clear_rows(p_.denominator, h, padded, 1);
     }
+  }
+  void clear_out(int64_t h, Range rows) {
+    this->clear_rows(this->at_columns(p_.out), h, rows, this->last_value() - this->first_);
   }
 
   void visit(int64_t i, int n) {
@@ -176,13 +156,14 @@ class LinearForward : LinearPass<A> {
     if (p_.causal) score<NV>(n);
     A factor[kChunk];
     find_factors<NV>(h, i, n, factor);
-    for_row_tiles<kRows>(0, Dv_, [&]<int R>(int c) ATTN_INLINE_LAMBDA { output<R, NV>(c, n); });
+    if (p_.sees_nothing(this->sequence_)) return clear_out(h, {i, i + n});
+    const int first = this->first_, last = this->last_value();
+    for_row_tiles<kRows>(first, last,
+                         [&]<int R>(int c) ATTN_INLINE_LAMBDA { output<R, NV>(c, n); });
     char* rows[kChunk];
-    for (int t = 0; t < n; ++t) rows[t] = p_.out.at(this->b_, h, i + t);
-    if (p_.sees_nothing(this->sequence_))
-      this->clear_rows(p_.out, h, {i, i + n}, Dv_);
-    else
-      unpack_lanes(outputs_, kChunk, factor, n, Dv_, rows, p_.out.dtype, p_.out.stride[3]);
+    for (int t = 0; t < n; ++t) rows[t] = p_.out.at(this->b_, h, i + t, first);
+    unpack_lanes(outputs_ + first * kChunk, kChunk, factor, n, last - first, rows, p_.out.dtype,
+                 p_.out.stride[3]);
   }
 
   template <int NV>

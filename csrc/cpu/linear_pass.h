@@ -9,62 +9,25 @@ struct LinearState {
   A* decay;  // [width], since the beginning of the part
 };
 
-// s <- factor[d] s + sum_{i < n} keys[i][d] values[i][c], and z the same with 1 as the value (or
-// terms[i]); factor null = 1.
-template <class A>
-void update_state(const LinearParams& p, const A* keys, const A* values, int64_t ld_values,
-                  const A* terms, int n, const A* factor, LinearState<A> state) {
-  constexpr int W = kLanes<A>, kWide = ATTN_VECTOR_BYTES == 64 ? 4 : 2;
-  const int64_t ldk = p.width, ld = p.columns;
-  for_row_tiles<kWide>(0, static_cast<int>(ld / W), [&]<int NV>(int vector) ATTN_INLINE_LAMBDA {
-    const int c = vector * W;
-    for_row_tiles<6>(0, static_cast<int>(p.D), [&]<int R>(int d) ATTN_INLINE_LAMBDA {
-      Vec<A> sums[R][NV];
-      multiply_tile<A, R, NV>(keys + d, 1, ldk, values + c, ld_values, n, sums);
-#pragma GCC unroll 16
-      for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-        for (int v = 0; v < NV; ++v) {
-          A* at = state.s + (d + r) * ld + c + v * W;
-          store(at,
-                factor ? fma(load(at), set1(factor[d + r]), sums[r][v]) : load(at) + sums[r][v]);
-        }
-    });
-  });
-  if (!p.normalize) return;
-  for (int d = 0; d < ldk; d += W) {
-    Vec<A> sum{};
-    for (int i = 0; i < n; ++i) {
-      const Vec<A> k = load(keys + i * ldk + d);
-      sum = terms ? fma(k, set1(terms[i]), sum) : sum + k;
-    }
-    store(state.z + d,
-          factor ? fma(load(state.z + d), load(factor + d), sum) : load(state.z + d) + sum);
+// A kernel of a class whose constructor takes its memory from an arena.
+template <class Pass>
+struct WorkItems {
+  using Params = typename Pass::Params;
+
+  static Plan plan(const Params& p) {
+    Arena arena(nullptr);
+    Pass measure(p, arena);
+    return {Pass::items(p), arena.used()};
   }
-}
+  static void run(const Params& p, int64_t item, void* scratch) {
+    Arena arena(scratch);
+    Pass(p, arena).run_item(item);
+  }
+};
 
 template <class A>
 class LinearPass {
- protected:
-  static constexpr int W = kLanes<A>, kChunk = kTileLanes<A>;
-
-  const LinearParams& p_;
-  const int D_, Dv_, ldk_, ldv_;
-  const bool channel_, decays_;
-  const int chunk_;
-  int64_t sequence_ = 0, b_ = 0, hs_ = 0, part_ = 0;
-  LinearState<A> state_;
-  A *keys_, *faded_keys_, *value_buffer_;  // [chunk][width], the same faded to the chunk's end
-  const A* values_ = nullptr;
-  int64_t ld_values_ = 0;
-  // Decay: of a token, from the chunk's beginning up to it, from it to the chunk's end; a number
-  // each, or a row for each channel. Over the whole chunk: a row.
-  A *a_, *head_, *tail_, *total_;
-  A *key_lanes_, *moving_;
-  // Of the delta rule: beta, keys faded from the chunk's beginning, v - S^T k and beta times it,
-  // the products of keys.
-  A *beta_, *reading_keys_, *errors_, *corrected_, *overlaps_;
-
+ public:
   LinearPass(const LinearParams& p, Arena& arena)
       : p_(p),
         D_(static_cast<int>(p.D)),
@@ -73,7 +36,8 @@ class LinearPass {
         ldv_(static_cast<int>(p.columns)),
         channel_(p.channel_decay()),
         decays_(p.decay_kind != DecayKind::kNone),
-        chunk_(channel_ ? W : kChunk) {
+        chunk_(channel_ ? W : kChunk),
+        last_(ldv_) {
     state_ = take_state(arena);
     keys_ = take_rows(arena, D_, ldk_);
     faded_keys_ = decays_ ? take_rows(arena, D_, ldk_) : keys_;
@@ -92,6 +56,28 @@ class LinearPass {
     corrected_ = take_rows(arena, Dv_, ldv_);
     overlaps_ = arena.take<A>(kChunk * kChunk);
   }
+
+ protected:
+  static constexpr int W = kLanes<A>, kChunk = kTileLanes<A>;
+
+  const LinearParams& p_;
+  const int D_, Dv_, ldk_, ldv_;
+  const bool channel_, decays_;
+  const int chunk_;
+  int64_t sequence_ = 0, b_ = 0, hs_ = 0, part_ = 0;
+  int first_ = 0,
+      last_;  // the columns of values and states at work; others are none of its business
+  LinearState<A> state_;
+  A *keys_, *faded_keys_, *value_buffer_;  // [chunk][width], the same faded to the chunk's end
+  const A* values_ = nullptr;
+  int64_t ld_values_ = 0;
+  // Decay: of a token, from the chunk's beginning up to it, from it to the chunk's end; a number
+  // each, or a row for each channel. Over the whole chunk: a row.
+  A *a_, *head_, *tail_, *total_;
+  A *key_lanes_, *moving_;
+  // Of the delta rule: beta, keys faded from the chunk's beginning, v - S^T k and beta times it,
+  // the products of keys.
+  A *beta_, *reading_keys_, *errors_, *corrected_, *overlaps_;
 
   // Rows of a chunk whose columns behind D or Dv are 0, and stay it.
   A* take_rows(Arena& arena, int columns, int ld) const {
@@ -115,6 +101,12 @@ class LinearPass {
     sequence_ = item / p_.parts / p_.Hs;
     b_ = p_.batch_row(sequence_);
   }
+  // Columns are independent of each other, and come out the same in whatever blocks they go.
+  void take_columns(int64_t block) {
+    first_ = static_cast<int>(block * p_.block_columns);
+    last_ = static_cast<int>(min64(first_ + p_.block_columns, ldv_));
+  }
+  int last_value() const { return last_ < Dv_ ? last_ : Dv_; }
   int64_t key_head() const { return hs_ / (p_.Hs / p_.Hk); }
   int64_t value_head() const { return hs_ / (p_.Hs / p_.Hv); }
   int64_t query_head(int64_t h) const { return h / (p_.H / p_.Hq); }
@@ -126,6 +118,10 @@ class LinearPass {
   void copy(LinearState<A> from, LinearState<A> to) const {
     memcpy(to.s, from.s, sizeof(A) * p_.state_size());
   }
+  void copy_columns(LinearState<A> from, LinearState<A> to) const {
+    for (int64_t at = first_; at < first_ + D_ * int64_t{ldv_}; at += ldv_)
+      memcpy(to.s + at, from.s + at, sizeof(A) * (last_ - first_));
+  }
   // Absent views are 0.
   void load_state(const View& s, const View& z, LinearState<A> state) const {
     clear(state);
@@ -135,10 +131,16 @@ class LinearPass {
     if (z) copy_rows<A>(z.at(sequence_, hs_, 0), 0, z.dtype, z.stride[3], 1, D_, state.z, ldk_);
   }
   void store_state(LinearState<A> state, const View& s, const View& z) const {
-    if (s) store_rows(state.s, ldv_, D_, Dv_, s, sequence_, hs_, 0);
+    if (s)
+      store_rows(state.s + first_, ldv_, D_, last_value() - first_, at_columns(s), sequence_, hs_,
+                 0);
     if (z) store_rows(state.z, ldk_, 1, D_, z, sequence_, hs_, 0);
   }
 
+  View at_columns(View view) const {
+    view.data = view.at(0, 0, 0, first_);
+    return view;
+  }
   void load_rows(const View& view, int64_t h, int64_t i, int n, int columns, A* rows,
                  int ld) const {
     copy_rows<A>(view.at(b_, h, i), view.stride[2] * size_of(view.dtype), view.dtype,
@@ -245,12 +247,13 @@ class LinearPass {
   void correct_values(int n) {
     overlap_keys(n);
     memset(errors_, 0, sizeof(A) * n * ldv_);
-    accumulate_rows<A>(reading_keys_, ldk_, state_.s, ldv_, n, D_, ldv_, errors_, ldv_);
+    accumulate_rows<A>(reading_keys_, ldk_, state_.s + first_, ldv_, n, D_, last_ - first_,
+                       errors_ + first_, ldv_);
     for (int t = 0; t < n; ++t)
-      for (int c = 0; c < ldv_; c += W)
+      for (int c = first_; c < last_; c += W)
         store(errors_ + t * ldv_ + c,
               load(values_ + t * ld_values_ + c) - load(errors_ + t * ldv_ + c));
-    for_row_tiles<2>(0, ldv_ / W, [&]<int NV>(int vector) ATTN_INLINE_LAMBDA {
+    for_row_tiles<2>(first_ / W, last_ / W, [&]<int NV>(int vector) ATTN_INLINE_LAMBDA {
       for_row_tiles<kRows>(0, n, [&]<int R>(int t) ATTN_INLINE_LAMBDA {
         this->template substitute<R, NV>(t, vector * W);
       });
@@ -295,7 +298,38 @@ class LinearPass {
 
   // The state after the tokens that load_keys read.
   void pass_keys(int n) {
-    update_state(p_, faded_keys_, values_, ld_values_, static_cast<const A*>(nullptr), n, factor(),
-                 state_);
+    update_state(faded_keys_, values_, ld_values_, nullptr, n, factor(), state_);
+  }
+  // s <- factor[d] s + sum_{i < n} keys[i][d] values[i][c], and z the same with 1 as the value (or
+  // terms[i]); factor null = 1.
+  void update_state(const A* keys, const A* values, int64_t ld_values, const A* terms, int n,
+                    const A* factor, LinearState<A> state) const {
+    constexpr int kWide = ATTN_VECTOR_BYTES == 64 ? 4 : 2;
+    for_row_tiles<kWide>(first_ / W, last_ / W, [&]<int NV>(int vector) ATTN_INLINE_LAMBDA {
+      const int c = vector * W;
+      for_row_tiles<6>(0, D_, [&]<int R>(int d) ATTN_INLINE_LAMBDA {
+        Vec<A> sums[R][NV];
+        multiply_tile<A, R, NV>(keys + d, 1, ldk_, values + c, ld_values, n, sums);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+          for (int v = 0; v < NV; ++v) {
+            A* at = state.s + (d + r) * ldv_ + c + v * W;
+            store(at,
+                  factor ? fma(load(at), set1(factor[d + r]), sums[r][v]) : load(at) + sums[r][v]);
+          }
+      });
+    });
+    if (p_.normalize) update_normalizer(keys, terms, n, factor, state.z);
+  }
+  void update_normalizer(const A* keys, const A* terms, int n, const A* factor, A* z) const {
+    for (int d = 0; d < ldk_; d += W) {
+      Vec<A> sum{};
+      for (int i = 0; i < n; ++i) {
+        const Vec<A> k = load(keys + i * ldk_ + d);
+        sum = terms ? fma(k, set1(terms[i]), sum) : sum + k;
+      }
+      store(z + d, factor ? fma(load(z + d), load(factor + d), sum) : load(z + d) + sum);
+    }
   }
 };

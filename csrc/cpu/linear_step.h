@@ -14,18 +14,7 @@ class LinearStep : LinearPass<A> {
  public:
   using Params = LinearParams;
 
-  static Plan plan(const LinearParams& p) {
-    Arena arena(nullptr);
-    LinearStep measure(p, arena);
-    return {p.sequences * p.Hs, arena.used()};
-  }
-  static void run(const LinearParams& p, int64_t item, void* scratch) {
-    Arena arena(scratch);
-    LinearStep(p, arena).run_item(item);
-  }
-
- private:
-  A *query_, *out_;
+  static int64_t items(const LinearParams& p) { return p.sequences * p.Hs; }
 
   LinearStep(const LinearParams& p, Arena& arena) : Base(p, arena) {
     query_ = this->take_rows(arena, D_, ldk_);
@@ -43,6 +32,10 @@ class LinearStep : LinearPass<A> {
     for (int64_t g = 0; g < p_.group(); ++g) visit_head(g, z);
   }
 
+ private:
+  static constexpr int64_t kAhead = 4096;  // bytes of the state, the next head's after this one's
+  A *query_, *out_;
+
   // value <- beta (v - (faded S)^T k)
   void correct_value() {
     A* error = this->errors_;
@@ -51,6 +44,7 @@ class LinearStep : LinearPass<A> {
       const Vec<A> k = set1(this->decays_ ? this->total_[d] * this->keys_[d] : this->keys_[d]);
       for (int c = 0; c < Dv_; c += W) {
         const char* s = p_.initial.at(this->sequence_, this->hs_, d, c);
+        __builtin_prefetch(s + kAhead, 1);
         store(error + c,
               fma(k, load_elements<A>(s, kComputeDtype<A>, 1, Dv_ - c), load(error + c)));
       }
@@ -65,7 +59,9 @@ class LinearStep : LinearPass<A> {
   void visit_head(int64_t g, const A* z) {
     const int64_t h = this->hs_ * p_.group() + g;
     this->load_features(p_.query, this->query_head(h), 0, 1, query_);
+    constexpr int kWide = ATTN_VECTOR_BYTES == 64 ? 8 : 4;
     int c = 0;
+    for (; c + kWide * W <= Dv_; c += kWide * W) read_columns<kWide>(g == 0, c, W);
     for (; c + 4 * W <= Dv_; c += 4 * W) read_columns<4>(g == 0, c, W);
     for (; c < Dv_; c += W) read_columns<1>(g == 0, c, Dv_ - c);
     A factor = static_cast<A>(p_.scale);
@@ -89,9 +85,10 @@ class LinearStep : LinearPass<A> {
       A* row = reinterpret_cast<A*>(p_.initial.at(this->sequence_, this->hs_, d, c));
       const Vec<A> k = set1(this->keys_[d]), q = set1(query_[d]);
       const Vec<A> a = set1(this->decays_ ? this->total_[d] : A(1));
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int v = 0; v < NV; ++v) {
         char* at = reinterpret_cast<char*>(row + v * W);
+        if (update) __builtin_prefetch(at + kAhead, 1);
         Vec<A> s = load_elements<A>(at, kType, 1, count);
         if (update) {
           s = fma(s, a,
@@ -102,7 +99,7 @@ class LinearStep : LinearPass<A> {
         sum[v] = fma(q, s, sum[v]);
       }
     }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int v = 0; v < NV; ++v) store(out_ + c + v * W, sum[v]);
   }
 };

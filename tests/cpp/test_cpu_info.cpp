@@ -4,7 +4,7 @@
 #include "check.h"
 #include "cpu/cpu_info.h"
 #include "cpu/fma_peak.h"
-#include "cpu/read_bandwidth.h"
+#include "cpu/bandwidth.h"
 
 using attn::CpuCapability;
 
@@ -68,6 +68,7 @@ TEST(peaks_are_measured_for_every_capability) {
     CHECK(attn::fma_work(c, attn::PeakDtype::kFloat32, 1e-3) >= 1e-3);
   }
   CHECK(attn::read_bandwidth(1 << 16, 0.01) > 0.0);
+  CHECK(attn::update_bandwidth(1 << 16, 0.01) > 0.0);
 }
 
 TEST(probes_refuse_bad_arguments) {

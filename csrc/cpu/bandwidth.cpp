@@ -1,4 +1,4 @@
-#include "cpu/read_bandwidth.h"
+#include "cpu/bandwidth.h"
 
 #include <cstddef>
 #include <stdexcept>
@@ -24,9 +24,16 @@ Words sum(const Words* data, size_t n) {
   return total[0];
 }
 
-}  // namespace
+void increment(Words* data, size_t n) {
+  for (size_t i = 0; i < n; i += kStreams) {
+#pragma GCC unroll 8
+    for (int s = 0; s < kStreams; ++s) data[i + s] += Words{1, 1};
+  }
+}
 
-double read_bandwidth(int64_t bytes, double seconds) {
+// The best rate of bytes_of(buffer, n), which is called again and again.
+template <class Pass>
+double best_bandwidth(int64_t bytes, double seconds, const Pass& bytes_of) {
   if (bytes < 4096)
     throw std::invalid_argument("bytes must be at least 4096, got " + std::to_string(bytes));
   if (!(seconds > 0.0 && seconds <= 60.0)) {
@@ -34,19 +41,33 @@ double read_bandwidth(int64_t bytes, double seconds) {
   }
   const size_t n = static_cast<size_t>(bytes) / (sizeof(Words) * kStreams) * kStreams;
   // Written once, so that every page is the buffer's own and not the kernel's page of zeros.
-  const std::vector<Words> buffer(n, Words{1, 1});
+  std::vector<Words> buffer(n, Words{1, 1});
   return 1e-9 * best_rate(seconds, [&](int64_t passes) {
-           Words total{};
+           double done = 0.0;
            for (int64_t pass = 0; pass < passes; ++pass) {
-             const Words* data = buffer.data();
-             // To the compiler another buffer each time: it can't reuse the last sum.
+             Words* data = buffer.data();
+             // To the compiler another buffer each time: it can't reuse the last result.
              asm volatile("" : "+r"(data) : : "memory");
-             total += sum(data, n);
+             done += bytes_of(data, n);
            }
-           // Every word is 1, so the sum is never 0; without a use there would be nothing to read.
-           if (total[0] == 0) return 0.0;
-           return static_cast<double>(passes) * static_cast<double>(n * sizeof(Words));
+           return done;
          });
+}
+
+}  // namespace
+
+double read_bandwidth(int64_t bytes, double seconds) {
+  return best_bandwidth(bytes, seconds, [](const Words* data, size_t n) {
+    // No word is 0, so neither is the sum; without a use there would be nothing to read.
+    return sum(data, n)[0] == 0 ? 0.0 : static_cast<double>(n * sizeof(Words));
+  });
+}
+
+double update_bandwidth(int64_t bytes, double seconds) {
+  return best_bandwidth(bytes, seconds, [](Words* data, size_t n) {
+    increment(data, n);
+    return static_cast<double>(2 * n * sizeof(Words));
+  });
 }
 
 }  // namespace attn
