@@ -45,6 +45,12 @@ class LinearCall {
   // Forward, then backward from what it gave; work items in order or the other way round. Scratch
   // and workspace start out as NaN, or as zeros.
   void run(bool reversed, bool zeroed);
+  // One token in place on the initial state.
+  void step() {
+    const attn::LinearKernels& kernels =
+        attn::kernels().linear[case_.dtype == attn::Dtype::kFloat64];
+    run_items<attn::LinearParams>(kernels.step, p_, false, false);
+  }
   void check_guards() {
     for (GuardedArray* array : arrays()) array->check_guards();
   }
