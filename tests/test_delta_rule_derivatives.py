@@ -145,6 +145,32 @@ def test_the_future_never_reaches_the_past(kind, bad):
     torch.testing.assert_close(*results)
 
 
+def test_autocast():
+    q, k, v, beta, state = make_inputs(SMALL)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out, last = ax.delta_rule(q, k, v, beta, initial_state=state, return_state=True)
+    assert (out.dtype, last.dtype) == (torch.bfloat16, torch.float32)
+    low = (t.bfloat16() for t in (q, k, v))
+    torch.testing.assert_close(out, ax.delta_rule(*low, beta, initial_state=state), rtol=0, atol=0)
+
+
+def test_unfused_warning(monkeypatch):
+    monkeypatch.setattr("attention_ext._warnings._warned", set())
+    tensors = tuple(inputs(requires_grad=False))
+    with pytest.warns(ax.UnfusedWarning, match="delta_rule: .* a plain recurrence, token by token"):
+        jvp(function(None), tensors, tensors)
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+def test_fewer_dimensions(rank):
+    s = SMALL._replace(B=1, Hq=1, Hk=1, Hv=1)
+    tensors = make_inputs(s, "token")
+    first = (0,) * (4 - rank)
+    whole = function("token")(*tensors)
+    found = function("token")(*(t[first] for t in tensors))
+    torch.testing.assert_close(found, tuple(t[first] for t in whole))
+
+
 T = torch.zeros
 
 
