@@ -79,15 +79,22 @@ def test_opcheck(kind):
         torch.library.opcheck(library.delta_backward, (out, state, *call, out, needs))
 
 
+# Heads are divided by columns and tokens where there are fewer than threads.
 @pytest.mark.parametrize("kind", KINDS)
-def test_threads_change_nothing(kind, num_threads):
-    tensors = inputs(kind, Shape(2, 2, 2, 2, 100, 16, 16), torch.float32)
+@pytest.mark.parametrize("s", [Shape(2, 2, 2, 2, 100, 16, 16), Shape(1, 2, 1, 1, 500, 16, 40)])
+@pytest.mark.parametrize("bad", [False, True])
+def test_threads_change_nothing(kind, s, bad, num_threads):
+    tensors = inputs(kind, s, torch.float32)
+    if bad:  # in one column of one token: chunks with it go token by token, in all columns
+        with torch.no_grad():
+            tensors[2][:, :, s.L // 2, -1] = torch.nan
     results = []
-    for threads in (1, 3):
+    for threads in (1, 2, 3):
         num_threads(threads)
         outputs = function(kind)(*tensors)
         results.append((outputs, torch.autograd.grad(sum(t.sin().sum() for t in outputs), tensors)))
-    torch.testing.assert_close(*results, rtol=0, atol=0)
+    for other in results[1:]:
+        torch.testing.assert_close(other, results[0], rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -136,6 +143,32 @@ def test_the_future_never_reaches_the_past(kind, bad):
         out = function(kind)(q, *others)[0][:, :, :30]
         results.append((out, torch.autograd.grad(out.sin().sum(), q)[0][:, :, :30]))
     torch.testing.assert_close(*results)
+
+
+def test_autocast():
+    q, k, v, beta, state = make_inputs(SMALL)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out, last = ax.delta_rule(q, k, v, beta, initial_state=state, return_state=True)
+    assert (out.dtype, last.dtype) == (torch.bfloat16, torch.float32)
+    low = (t.bfloat16() for t in (q, k, v))
+    torch.testing.assert_close(out, ax.delta_rule(*low, beta, initial_state=state), rtol=0, atol=0)
+
+
+def test_unfused_warning(monkeypatch):
+    monkeypatch.setattr("attention_ext._warnings._warned", set())
+    tensors = tuple(inputs(requires_grad=False))
+    with pytest.warns(ax.UnfusedWarning, match="delta_rule: .* a plain recurrence, token by token"):
+        jvp(function(None), tensors, tensors)
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+def test_fewer_dimensions(rank):
+    s = SMALL._replace(B=1, Hq=1, Hk=1, Hv=1)
+    tensors = make_inputs(s, "token")
+    first = (0,) * (4 - rank)
+    whole = function("token")(*tensors)
+    found = function("token")(*(t[first] for t in tensors))
+    torch.testing.assert_close(found, tuple(t[first] for t in whole))
 
 
 T = torch.zeros

@@ -136,6 +136,26 @@ def test_strong_and_zero_decay(kind, strength):
     assert_linear_attention_matches(*make_qkv(s), causal=True, decay=make_decay(s, kind, strength=strength))
 
 
+@pytest.mark.parametrize("kind", ["token", "channel"])
+@pytest.mark.parametrize("strength", [0.5, 3.0])
+def test_equal_tokens_add_up_no_rounding_in_the_gradient_of_decays(kind, strength):
+    # All tokens round the same way: a sum over the whole sequence would drift away by length times that.
+    s = SHAPES["tiny"]._replace(L=8192, D=8, Dv=8)
+    token = s._replace(L=1)
+    equal = [t.expand(1, 1, s.L, 8) for t in (*make_qkv(token), torch.randn(1, 1, 1, 8))]
+    decay = make_decay(token, kind, strength=strength)
+    decay = decay.expand(1, 1, s.L, 8) if kind == "channel" else decay.expand(1, 1, s.L)
+
+    def gradient(dtype):
+        q, k, v, grad_out, g = (t.to(dtype) for t in (*equal, decay))
+        g = g.clone().requires_grad_()
+        out = ax.linear_attention(q, k, v, causal=True, decay=g, normalize=False)
+        return torch.autograd.grad(out, g, grad_out)[0].double()
+
+    exact = gradient(torch.float64)
+    assert float((gradient(torch.float32) - exact).abs().max()) <= 4e-6 * float(exact.abs().max())
+
+
 @pytest.mark.parametrize("kind", DECAYS)
 def test_a_decay_of_minus_infinity_forgets(kind):
     s = SHAPES["square"]

@@ -123,5 +123,5 @@ def test_steps_refuse_vmap():
         token = (t[None, :, 0] for t in (q, k, v))
         return ax.linear_attention_step(*token, state[None], normalize=False)
 
-    with pytest.raises(RuntimeError, match="vmap"):
+    with pytest.raises(RuntimeError, match="Batching rule not implemented"):
         vmap(one)(q, k, v, states)

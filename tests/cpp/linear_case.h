@@ -45,6 +45,12 @@ class LinearCall {
   // Forward, then backward from what it gave; work items in order or the other way round. Scratch
   // and workspace start out as NaN, or as zeros.
   void run(bool reversed, bool zeroed);
+  // One token in place on the initial state.
+  void step() {
+    const attn::LinearKernels& kernels =
+        attn::kernels().linear[case_.dtype == attn::Dtype::kFloat64];
+    run_items<attn::LinearParams>(kernels.step, p_, false, false);
+  }
   void check_guards() {
     for (GuardedArray* array : arrays()) array->check_guards();
   }
@@ -175,13 +181,13 @@ inline void LinearCall::run(bool reversed, bool zeroed) {
   };
   workspace_.clear();
   const int64_t all_parts = p_.sequences * p_.Hs * p_.parts * p_.state_size();
-  const int64_t tokens = p_.B * p_.Hs * p_.Lk, parts = p_.parts;
+  const int64_t tokens = p_.B * p_.Hs * p_.Lk, parts = p_.parts, part_tokens = p_.part_tokens;
   p_.part_states = take(all_parts, zeroed);
-  if (case_.delta) p_.parts = 1;  // of the backward only
+  if (case_.delta) p_.parts = 1, p_.part_tokens = p_.Lk;  // parts are the backward's only
   forward_items(kernels.states);
   forward_items(kernels.scan);
   forward_items(kernels.forward);
-  p_.parts = parts;
+  p_.parts = parts, p_.part_tokens = part_tokens;
 
   p_.part_grads = take(all_parts, zeroed);
   p_.decay_terms = take(tokens * p_.width, zeroed);

@@ -163,6 +163,28 @@ TEST(linear_gradients_alone) {
                 });
 }
 
+TEST(linear_step) {
+  for (const Dtype dtype : kDtypes)
+    for (const int64_t Dv : {1, 7, 16, 65, 130})
+      check_kinds("step", {2, 4, 1, 2, 1, 1, 9, Dv}, dtype, [](LinearCase& c) {
+        LinearCall whole(c), step(c);
+        whole.run(false, false);
+        step.step();
+        step.check_guards();
+        const auto compare = [&](const GuardedArray& got, const GuardedArray& expected) {
+          const double rounding = c.dtype == Dtype::kFloat64 ? 1e-12 : 1e-5;
+          const double allowed = got.dtype() == accumulator_of(c.dtype) ? rounding : 0.02;
+          got.for_each([&](int64_t b, int64_t h, int64_t l, int64_t d) {
+            const double x = expected.at(b, h, l, d);
+            CHECK_NEAR(got.at(b, h, l, d), x, allowed * (1 + std::fabs(x)));
+          });
+        };
+        compare(step.out, whole.out);
+        compare(step.initial, whole.state);
+        if (c.normalize) compare(step.initial_z, whole.state_z);
+      });
+}
+
 TEST(linear_of_nothing) {
   const LinearShape shapes[] = {
       {0, 2, 1, 1, 5, 5, 4, 4}, {2, 2, 1, 1, 0, 0, 4, 4}, {2, 2, 1, 1, 5, 5, 4, 0}};
