@@ -1,15 +1,30 @@
 """Gated DeltaNet against Transformers' Qwen3-Next, which has the same layer under other names."""
 
+import inspect
+
 import pytest
 import torch
 from transformers import Qwen3NextConfig
-from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextGatedDeltaNet
+from transformers.models.qwen3_next import modeling_qwen3_next as qwen
 
 from attention_ext.nn import GatedDeltaNet
 
 pytestmark = pytest.mark.once
 
 E, K_HEADS, V_HEADS, DK, DV, SIZE = 24, 2, 4, 8, 6, 4
+
+
+@pytest.fixture(autouse=True)
+def plain_torch(monkeypatch):
+    """Where fla is installed, Transformers would call its kernels, which need a GPU."""
+    for name in ("torch_chunk_gated_delta_rule", "causal_conv1d_fn"):
+        plain = inspect.unwrap(getattr(qwen, name))
+        known = inspect.signature(plain).parameters
+
+        def call(*args, plain=plain, known=known, **kwargs):
+            return plain(*args, **{key: value for key, value in kwargs.items() if key in known})
+
+        monkeypatch.setattr(qwen, name, call)
 
 
 def pair():
@@ -25,7 +40,7 @@ def pair():
         linear_conv_kernel_dim=SIZE,
         rms_norm_eps=1e-6,
     )
-    theirs = Qwen3NextGatedDeltaNet(config, 0)
+    theirs = qwen.Qwen3NextGatedDeltaNet(config, 0)
     torch.nn.init.normal_(theirs.norm.weight)
     ours = GatedDeltaNet(
         E,
