@@ -19,7 +19,12 @@ struct AttentionCall : AttentionGradParams {
 // row_delta; dbias_partial only for more than one slot.
 void plan_attention_backward(AttentionCall& call);
 
-// out and lse. T: what is computed in, float or double.
+// out and lse, of elements of 16 bits, on tensor cores; false where heads are too large for them or
+// the device has none.
+template <Dtype kDtype>
+bool attention_tensor_forward(const AttentionCall& call, Stream stream);
+
+// out and lse, in whichever way fits. T: what is computed in, float or double.
 template <class T>
 void attention_forward(const AttentionCall& call, Stream stream);
 

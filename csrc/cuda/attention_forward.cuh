@@ -117,6 +117,9 @@ void launch_attention_forward(const AttentionCall& p, Stream stream) {
 
 template <class T>
 void attention_forward(const AttentionCall& p, Stream stream) {
+  const Dtype dtype = p.query.dtype;
+  if (dtype == Dtype::kFloat16 && attention_tensor_forward<Dtype::kFloat16>(p, stream)) return;
+  if (dtype == Dtype::kBFloat16 && attention_tensor_forward<Dtype::kBFloat16>(p, stream)) return;
   if (p.Dv <= 4 * kSide)
     launch_attention_forward<T, 4>(p, stream);
   else

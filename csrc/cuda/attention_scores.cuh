@@ -38,12 +38,13 @@ struct HeadScores {
     if (p.dropout_seed) dropout.seed = static_cast<uint64_t>(*p.dropout_seed);
   }
 
-  // The keys that rows of the tile at i0 may see. Tensors of a mask may hold anything: no key
-  // beyond Lk is read.
-  ATTN_DEVICE Range keys_of_tile(int64_t i0) const {
-    const Range keys = p.mask.key_range(b, {i0, min64(i0 + kTile, p.Lq)});
+  // The keys that some of `rows` may see, from a tile's first one on. Tensors of a mask may hold
+  // anything: no key beyond Lk is read.
+  ATTN_DEVICE Range keys_of(Range rows) const {
+    const Range keys = p.mask.key_range(b, {rows.begin, min64(rows.end, p.Lq)});
     return {max64(keys.begin, 0) / kTile * kTile, min64(keys.end, p.Lk)};
   }
+  ATTN_DEVICE Range keys_of_tile(int64_t i0) const { return keys_of({i0, i0 + kTile}); }
   ATTN_DEVICE Range queries_of_tile(int64_t j0) const {
     const Range rows = p.mask.query_range(b, {j0, min64(j0 + kTile, p.Lk)});
     return {max64(rows.begin, 0) / kTile * kTile, min64(rows.end, p.Lq)};
