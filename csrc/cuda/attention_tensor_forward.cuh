@@ -29,13 +29,13 @@ struct WarpSoftmax {
   using Tile = SharedTile<kColumns>;
   using Scores = WarpScores<kDtype, M, N>;
 
-  const Scores scores;
   const HeadScores<float>& head;
+  const int64_t i0;
   float maximum[M][2], sum[M][2];  // the sum is spread over the lanes of a row
   float out[M][Shape::kColumnTiles][4];
 
-  ATTN_DEVICE WarpSoftmax(const HeadScores<float>& of_head, int64_t i0)
-      : scores(of_head, i0), head(of_head) {
+  ATTN_DEVICE WarpSoftmax(const HeadScores<float>& of_head, int64_t first)
+      : head(of_head), i0(first) {
     const View& sinks = head.p.sinks;
     const float sink =
         sinks ? load_element<float>(sinks.at(0, head.h, 0), sinks.dtype) : -infinity<float>();
@@ -53,6 +53,7 @@ struct WarpSoftmax {
   // nonfinite: some value of the tile may be NaN or infinite, which must not reach a row that does
   // not see it. All lanes come.
   ATTN_DEVICE void add_tile(Tile query, Tile key, Tile value, int64_t j0, bool nonfinite) {
+    const Scores scores(head, made_anew(i0));
     uint64_t maps[M][2] = {};
     const TileKind kind = scores.map_tile(maps, j0);
     if (kind == TileKind::kSkip) return;
@@ -63,7 +64,7 @@ struct WarpSoftmax {
       add_to_sums<true>(s);
     else
       add_to_sums<false>(s);
-    if (head.dropout.active()) drop(s, j0);
+    if (head.dropout.active()) drop(scores, s, j0);
     uint32_t weights[M][N][2];
     ATTN_UNROLL
     for (int m = 0; m < M; ++m) {
@@ -89,7 +90,7 @@ struct WarpSoftmax {
     const float top = maximum[m][r];
     if (row_sum == 0) return -infinity<float>();
     if (top == infinity<float>()) return top;
-    return (scores.only_scale ? top / kLog2E : top) + std::log(row_sum);
+    return (Scores(head, i0).only_scale ? top / kLog2E : top) + std::log(row_sum);
   }
 
  private:
@@ -132,7 +133,7 @@ struct WarpSoftmax {
   }
 
   // Four neighbouring keys share a draw, and lie in two lanes: each draws for one of two rows.
-  ATTN_DEVICE void drop(float (&s)[M][N][4], int64_t j0) const {
+  ATTN_DEVICE void drop(const Scores& scores, float (&s)[M][N][4], int64_t j0) const {
     const int pair = fragment_column() / 4, own_row = fragment_column() / 2 % 2;
     ATTN_UNROLL
     for (int m = 0; m < M; ++m) {
@@ -157,33 +158,37 @@ struct WarpSoftmax {
   // out += weights value, pair by pair, of those that see each other.
   ATTN_DEVICE void add_seen_rows(const uint32_t (&weights)[M][N][2], const uint64_t (&maps)[M][2],
                                  Tile value) {
-    ATTN_ROLLED
-    for (int key = 0; key < Shape::kKeys; ++key) {
-      uint32_t weight[M][2];  // with bit 16 where the pair is seen
-      ATTN_UNROLL
-      for (int m = 0; m < M; ++m) {
-        ATTN_UNROLL
-        for (int r = 0; r < 2; ++r) {
-          uint32_t word = 0;
-          ATTN_UNROLL
-          for (int n = 0; n < N; ++n)
-            if (n == key / 8) word = weights[m][n][r];
-          word = (key % 2 ? word >> 16 : word & 0xffff) |
-                 static_cast<uint32_t>(maps[m][r] >> key & 1) << 16;
-          weight[m][r] = __shfl_sync(kWholeWarp, word, lane_in_warp() / 4 * 4 + key % 8 / 2);
-        }
-      }
-      ATTN_UNROLL
-      for (int n = 0; n < Shape::kColumnTiles; ++n) {
-        const auto* chunk = reinterpret_cast<const uint32_t*>(value.chunk(key, n));
-        const uint32_t pair = chunk[fragment_column() / 2];
+    ATTN_UNROLL
+    for (int n = 0; n < N; ++n) {
+      ATTN_ROLLED
+      for (int k = 0; k < 8; ++k) {
+        const int key = 8 * n + k;
+        uint32_t weight[M][2];  // with bit 16 where the pair is seen
         ATTN_UNROLL
         for (int m = 0; m < M; ++m) {
           ATTN_UNROLL
-          for (int e = 0; e < 4; ++e)
-            if (weight[m][e / 2] >> 16)
-              out[m][n][e] += unpack<kDtype>(weight[m][e / 2]) * unpack<kDtype>(pair >> e % 2 * 16);
+          for (int r = 0; r < 2; ++r) {
+            const uint32_t own = k % 2 ? weights[m][n][r] >> 16 : weights[m][n][r] & 0xffff;
+            const auto seen = static_cast<uint32_t>(maps[m][r] >> key & 1);
+            weight[m][r] = __shfl_sync(kWholeWarp, own | seen << 16, k / 2, 4);
+          }
         }
+        add_seen_row(weight, value, key);
+      }
+    }
+  }
+
+  ATTN_DEVICE void add_seen_row(const uint32_t (&weight)[M][2], Tile value, int key) {
+    ATTN_UNROLL
+    for (int n = 0; n < Shape::kColumnTiles; ++n) {
+      const auto* pairs = reinterpret_cast<const uint32_t*>(value.chunk(key, n));
+      const uint32_t pair = pairs[fragment_column() / 2];
+      ATTN_UNROLL
+      for (int m = 0; m < M; ++m) {
+        ATTN_UNROLL
+        for (int e = 0; e < 4; ++e)
+          if (weight[m][e / 2] >> 16)
+            out[m][n][e] += unpack<kDtype>(weight[m][e / 2]) * unpack<kDtype>(pair >> e % 2 * 16);
       }
     }
   }
@@ -200,7 +205,7 @@ ATTN_DEVICE void store_rows(const WarpSoftmax<kDtype, kColumns>& warp) {
   for (int m = 0; m < Softmax::M; ++m) {
     ATTN_UNROLL
     for (int r = 0; r < 2; ++r) {
-      const int64_t i = warp.scores.row(m, r);
+      const int64_t i = typename Softmax::Scores(head, warp.i0).row(m, r);
       const float sum = warp.row_sum(m, r);
       if (i >= p.Lq) continue;
       const float factor = sum == 0 ? 0 : static_cast<float>(head.dropout.keep_scale) / sum;
@@ -236,14 +241,14 @@ ATTN_DEVICE void tensor_forward(const HeadScores<float>& head, int64_t i0, unsig
   const Range rows{i0, min64(i0 + Shape::kRows, p.Lq)}, heads{head.h, head.h + 1};
   const Rows value = rows_of(p.value, head.b, head.h / p.group(), p.Lk, p.Dv);
   const bool key_chunks = has_chunks(head.key), value_chunks = has_chunks(value);
-  const SharedTile<kColumns> query_tile{shared};
-  const auto key_tile = [=](int stage) {
-    return SharedTile<kColumns>{shared + Shape::kQueryBytes + 2 * stage * Shape::kTileBytes};
+  const SharedTile<kColumns> query_tile{shared, 0};
+  const auto key_tile = [=](uint32_t stage) {
+    return SharedTile<kColumns>{shared, Shape::kQueryBytes + 2 * stage * Shape::kTileBytes};
   };
-  const auto value_tile = [=](int stage) {
-    return SharedTile<kColumns>{key_tile(stage).data + Shape::kTileBytes};
+  const auto value_tile = [=](uint32_t stage) {
+    return SharedTile<kColumns>{shared, key_tile(stage).offset + Shape::kTileBytes};
   };
-  const auto copy = [&](int stage, int64_t j0) {
+  const auto copy = [&](uint32_t stage, int64_t j0) {
     copy_rows<kThreads, kKeys>(key_tile(stage), head.key, j0, key_chunks);
     copy_rows<kThreads, kKeys>(value_tile(stage), value, j0, value_chunks);
     end_copy_group();
@@ -257,7 +262,7 @@ ATTN_DEVICE void tensor_forward(const HeadScores<float>& head, int64_t i0, unsig
     copy_rows<kThreads, Shape::kRows>(query_tile, head.query, i0, has_chunks(head.query));
     copy(0, j0);
   }
-  for (int stage = 0; j0 < keys.end; stage ^= 1) {
+  for (uint32_t stage = 0; j0 < keys.end; stage ^= 1) {
     const bool partial =
         p.bias || j0 + kKeys > p.Lk || !p.mask.covers(head.b, heads, rows, {j0, j0 + kKeys});
     wait_for_copies<0>();

@@ -151,6 +151,14 @@ ATTN_DEVICE void wait_for_copies() {
 #endif
 }
 
+// x, made anew each time: keeps what follows from it from staying in registers throughout a loop.
+ATTN_DEVICE int64_t made_anew(int64_t x) {
+#if defined(__CUDACC__)
+  asm volatile("" : "+l"(x));
+#endif
+  return x;
+}
+
 // 2 ** x and 1 / x, to about 2 units in the last place; subnormal numbers count as 0.
 ATTN_DEVICE float fast_exp2(float x) {
 #if defined(__CUDACC__)

@@ -14,20 +14,41 @@ ATTN_DEVICE int lane_in_warp() { return static_cast<int>(threadIdx.x) % 32; }
 ATTN_DEVICE int fragment_row() { return lane_in_warp() / 4; }
 ATTN_DEVICE int fragment_column() { return lane_in_warp() % 4 * 2; }
 
-// Rows of kColumns elements. A row's chunks are swizzled: the same one of 8 neighbouring rows,
-// which one phase of ldmatrix reads, lies in 8 different groups of banks.
+// Rows of kColumns elements, at a multiple of 128 bytes of shared memory. A row's chunks are
+// swizzled: the same one of 8 neighbouring rows, which one phase of ldmatrix reads, lies in 8
+// different groups of banks.
 template <int kColumns>
 struct SharedTile {
-  static constexpr int kChunks = kColumns / kChunk;
+  static constexpr int kChunks = kColumns / kChunk, kRowBytes = kColumns * 2;
   static_assert(kChunks % 8 == 0);
 
-  unsigned char* data;
+  unsigned char* shared;
+  uint32_t offset;
 
-  static constexpr int bytes(int rows) { return rows * kColumns * 2; }
+  static constexpr int bytes(int rows) { return rows * kRowBytes; }
 
   ATTN_DEVICE unsigned char* chunk(int row, int chunk) const {
-    return data + (row * kChunks + (chunk ^ (row & 7))) * 16;
+    return shared + (offset + row * kRowBytes + (chunk ^ (row & 7)) * 16);
   }
+};
+
+// A lane's chunk of a tile, and those by multiples of 16 rows and columns away from it, to which an
+// exclusive or leads.
+template <int kColumns>
+class LaneChunks {
+ public:
+  ATTN_DEVICE LaneChunks(SharedTile<kColumns> tile, int row, int chunk)
+      : shared_(tile.shared), offset_(tile.offset + row * kRowBytes + (chunk ^ (row & 7)) * 16) {}
+
+  ATTN_DEVICE const unsigned char* away(int rows, int columns) const {
+    return shared_ +
+           ((offset_ ^ columns / kChunk % 8 * 16) + rows * kRowBytes + columns / 64 * 128);
+  }
+
+ private:
+  static constexpr int kRowBytes = SharedTile<kColumns>::kRowBytes;
+  unsigned char* shared_;
+  uint32_t offset_;
 };
 
 // Rows that lie such that whole chunks of them can be copied asynchronously.
@@ -36,18 +57,16 @@ ATTN_DEVICE bool has_chunks(const Rows& rows) {
          rows.column_stride == 2;
 }
 
-// The chunks of kRows rows that a thread of kThreads copies, and looks at alone until a barrier.
+// The chunks of kRows rows that a thread of kThreads copies, and looks at alone until a barrier:
+// the same chunk of every kStep-th row from first_row() on.
 template <int kThreads, int kRows, int kColumns>
 struct OwnChunks {
-  static constexpr int kChunks = SharedTile<kColumns>::kChunks, kCount = kRows * kChunks / kThreads;
-  static_assert(kRows * kChunks % kThreads == 0);
+  static constexpr int kChunks = SharedTile<kColumns>::kChunks;
+  static constexpr int kStep = kThreads / kChunks, kCount = kRows / kStep;
+  static_assert(kThreads % kChunks == 0 && kRows % kStep == 0);
 
-  static ATTN_DEVICE int row(int n) {
-    return (static_cast<int>(threadIdx.x) + n * kThreads) / kChunks;
-  }
-  static ATTN_DEVICE int chunk(int n) {
-    return (static_cast<int>(threadIdx.x) + n * kThreads) % kChunks;
-  }
+  static ATTN_DEVICE int first_row() { return static_cast<int>(threadIdx.x) / kChunks; }
+  static ATTN_DEVICE int chunk() { return static_cast<int>(threadIdx.x) % kChunks; }
 };
 
 // Begins to copy rows first .. first + kRows - 1, zeros where there are none. Without whole chunks
@@ -55,28 +74,30 @@ struct OwnChunks {
 template <int kThreads, int kRows, int kColumns>
 ATTN_DEVICE void copy_rows(SharedTile<kColumns> to, const Rows& from, int64_t first, bool chunks) {
   using Own = OwnChunks<kThreads, kRows, kColumns>;
+  const int column = Own::chunk() * kChunk;
+  const auto columns = static_cast<int>(min64(max64(from.columns - column, 0), kChunk));
+  const auto rows = static_cast<int>(min64(from.end - first, kRows));
+  const char* row_at = from.data + (first + Own::first_row()) * from.row_stride;
   if (chunks) {
     ATTN_UNROLL
     for (int n = 0; n < Own::kCount; ++n) {
-      const int row = Own::row(n), column = Own::chunk(n) * kChunk;
-      const bool inside = first + row < from.end && column < from.columns;
-      copy_async(to.chunk(row, Own::chunk(n)),
-                 inside ? from.data + (first + row) * from.row_stride + column * 2 : from.data,
-                 inside ? static_cast<int>(min64(from.columns - column, kChunk)) * 2 : 0);
+      const int row = Own::first_row() + n * Own::kStep;
+      const bool inside = row < rows && columns > 0;
+      copy_async(to.chunk(row, Own::chunk()), inside ? row_at + column * 2 : from.data,
+                 inside ? columns * 2 : 0);
+      row_at += Own::kStep * from.row_stride;
     }
     return;
   }
   ATTN_ROLLED
-  for (int n = 0; n < Own::kCount; ++n) {
-    const int row = Own::row(n);
-    auto* chunk = reinterpret_cast<uint16_t*>(to.chunk(row, Own::chunk(n)));
+  for (int row = Own::first_row(); row < kRows; row += Own::kStep) {
+    auto* chunk = reinterpret_cast<uint16_t*>(to.chunk(row, Own::chunk()));
     ATTN_ROLLED
     for (int e = 0; e < kChunk; ++e) {
-      const int column = Own::chunk(n) * kChunk + e;
-      const bool inside = first + row < from.end && column < from.columns;
-      const char* at = from.data + (first + row) * from.row_stride + column * from.column_stride;
-      chunk[e] = inside ? *reinterpret_cast<const uint16_t*>(at) : uint16_t{0};
+      const char* at = row_at + (column + e) * from.column_stride;
+      chunk[e] = row < rows && e < columns ? *reinterpret_cast<const uint16_t*>(at) : uint16_t{0};
     }
+    row_at += Own::kStep * from.row_stride;
   }
 }
 
@@ -94,37 +115,25 @@ ATTN_DEVICE bool copied_nonfinite(SharedTile<kColumns> tile) {
   bool found = false;
   ATTN_UNROLL
   for (int n = 0; n < Own::kCount; ++n) {
-    const auto* pairs = reinterpret_cast<const uint32_t*>(tile.chunk(Own::row(n), Own::chunk(n)));
+    const auto* pairs = reinterpret_cast<const uint32_t*>(
+        tile.chunk(Own::first_row() + n * Own::kStep, Own::chunk()));
     ATTN_UNROLL
     for (int e = 0; e < kChunk / 2; ++e) found |= is_nonfinite<kDtype>(pairs[e]);
   }
   return found;
 }
 
-// 16 rows from `row` on, 16 columns from `column` on, as the left operand.
+// What a lane reads of 16 rows from `row` on, for load_matrices: as a left operand, or transposed
+// as a right one, whose product sums over rows.
 template <int kColumns>
-ATTN_DEVICE void load_left(uint32_t (&a)[4], SharedTile<kColumns> tile, int row, int column) {
-  const int lane = lane_in_warp();
-  load_matrices(a, tile.chunk(row + lane % 16, column / kChunk + lane / 16));
+ATTN_DEVICE LaneChunks<kColumns> rows_of_lane(SharedTile<kColumns> tile, int row) {
+  return {tile, row + lane_in_warp() % 16, lane_in_warp() / 16};
 }
 
-// The transpose of 16 rows and 16 columns as two right operands, of 8 rows each: sums over columns.
+// The same as a right operand whose product sums over columns.
 template <int kColumns>
-ATTN_DEVICE void load_right_transposed(uint32_t (&b)[2][2], SharedTile<kColumns> tile, int row,
-                                       int column) {
-  const int lane = lane_in_warp();
-  uint32_t r[4];
-  load_matrices(r, tile.chunk(row + lane % 8 + lane / 16 * 8, column / kChunk + lane / 8 % 2));
-  b[0][0] = r[0], b[0][1] = r[1], b[1][0] = r[2], b[1][1] = r[3];
-}
-
-// 16 rows and 16 columns as two right operands, of 8 columns each: sums over rows.
-template <int kColumns>
-ATTN_DEVICE void load_right(uint32_t (&b)[2][2], SharedTile<kColumns> tile, int row, int column) {
-  const int lane = lane_in_warp();
-  uint32_t r[4];
-  load_matrices_transposed(r, tile.chunk(row + lane % 16, column / kChunk + lane / 16));
-  b[0][0] = r[0], b[0][1] = r[1], b[1][0] = r[2], b[1][1] = r[3];
+ATTN_DEVICE LaneChunks<kColumns> columns_of_lane(SharedTile<kColumns> tile, int row) {
+  return {tile, row + lane_in_warp() % 8 + lane_in_warp() / 16 * 8, lane_in_warp() / 8 % 2};
 }
 
 template <int M, int N>
@@ -139,48 +148,54 @@ ATTN_DEVICE void set_zero(float (&sums)[M][N][4]) {
   }
 }
 
-// sums = a b^T: rows a_row .. of a, 16 * M of them, with rows 0 .. 8 * N - 1 of b.
+// first, second += left times the two right operands that load_matrices gave.
+template <Dtype kDtype>
+ATTN_DEVICE void add_products(float (&first)[4], float (&second)[4], const uint32_t (&left)[4],
+                              const uint32_t (&right)[4]) {
+  multiply_add<kDtype>(first, left, {right[0], right[1]});
+  multiply_add<kDtype>(second, left, {right[2], right[3]});
+}
+
+// sums = a b^T: 16 * M rows of a from a_row on, with 8 * N rows of b.
 template <Dtype kDtype, int M, int N, int kColumns>
 ATTN_DEVICE void row_products(float (&sums)[M][N][4], SharedTile<kColumns> a, int a_row,
                               SharedTile<kColumns> b) {
+  const auto a_chunks = rows_of_lane(a, a_row), b_chunks = columns_of_lane(b, 0);
   set_zero(sums);
   ATTN_UNROLL
   for (int column = 0; column < kColumns; column += 16) {
     uint32_t left[M][4];
     ATTN_UNROLL
-    for (int m = 0; m < M; ++m) load_left(left[m], a, a_row + 16 * m, column);
+    for (int m = 0; m < M; ++m) load_matrices(left[m], a_chunks.away(16 * m, column));
     ATTN_UNROLL
     for (int n = 0; n < N; n += 2) {
-      uint32_t right[2][2];
-      load_right_transposed(right, b, 8 * n, column);
+      uint32_t right[4];
+      load_matrices(right, b_chunks.away(8 * n, column));
       ATTN_UNROLL
-      for (int m = 0; m < M; ++m) {
-        multiply_add<kDtype>(sums[m][n], left[m], right[0]);
-        multiply_add<kDtype>(sums[m][n + 1], left[m], right[1]);
-      }
+      for (int m = 0; m < M; ++m) add_products<kDtype>(sums[m][n], sums[m][n + 1], left[m], right);
     }
   }
 }
 
 // sums += weights b, with 8 * K rows of b. The weights are fragments of a product, packed in pairs:
-// weights[m][n][r] has the two columns of row g + 8 r. As such they are a left operand.
+// weights[m][k][r] has the two columns of row g + 8 r. As such they are a left operand.
 template <Dtype kDtype, int M, int N, int K, int kColumns>
 ATTN_DEVICE void add_weighted_rows(float (&sums)[M][N][4], const uint32_t (&weights)[M][K][2],
                                    SharedTile<kColumns> b) {
   static_assert(N * 8 == kColumns);
+  const auto chunks = rows_of_lane(b, 0);
   ATTN_UNROLL
   for (int k = 0; k < K; k += 2) {
     ATTN_UNROLL
     for (int n = 0; n < N; n += 2) {
-      uint32_t right[2][2];
-      load_right(right, b, 8 * k, 8 * n);
+      uint32_t right[4];
+      load_matrices_transposed(right, chunks.away(8 * k, 8 * n));
       ATTN_UNROLL
-      for (int m = 0; m < M; ++m) {
-        const uint32_t left[4] = {weights[m][k][0], weights[m][k][1], weights[m][k + 1][0],
-                                  weights[m][k + 1][1]};
-        multiply_add<kDtype>(sums[m][n], left, right[0]);
-        multiply_add<kDtype>(sums[m][n + 1], left, right[1]);
-      }
+      for (int m = 0; m < M; ++m)
+        add_products<kDtype>(
+            sums[m][n], sums[m][n + 1],
+            {weights[m][k][0], weights[m][k][1], weights[m][k + 1][0], weights[m][k + 1][1]},
+            right);
     }
   }
 }

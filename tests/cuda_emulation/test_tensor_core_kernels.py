@@ -1,5 +1,6 @@
-"""The attention kernels on tensor cores, which take all 16-bit calls of heads up to 256 columns, beside what
-test_attention_kernels.py asks of every dtype. Sizes stand around their tiles: 16 to 128 queries, 32 or 64 keys.
+"""The forward kernels on tensor cores, which take all 16-bit calls of heads up to 256 columns, beside what
+test_attention_kernels.py asks of every dtype. Sizes stand around their tiles: 16 to 128 queries, 32 or 64
+keys.
 """
 
 import emulation
