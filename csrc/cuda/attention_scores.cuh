@@ -45,6 +45,18 @@ struct HeadScores {
     return {max64(keys.begin, 0) / kTile * kTile, min64(keys.end, p.Lk)};
   }
   ATTN_DEVICE Range keys_of_tile(int64_t i0) const { return keys_of({i0, i0 + kTile}); }
+  // The first tile of keys from j0 on, itself a tile's first, that the table lets some of `rows`
+  // see.
+  ATTN_DEVICE int64_t next_keys(Range rows, int64_t j0) const {
+    return max64(j0, p.mask.next_keys(b, {h, h + 1}, {rows.begin, min64(rows.end, p.Lq)}, j0));
+  }
+  ATTN_DEVICE int64_t next_keys(int64_t i0, int64_t j0) const {
+    return next_keys(Range{i0, i0 + kTile}, j0);
+  }
+  // The first tile of queries from i0 on, before `end`, that the table lets see the keys at j0.
+  ATTN_DEVICE int64_t next_queries(int64_t j0, int64_t i0, int64_t end) const {
+    return p.mask.next_rows(b, h, j0, {i0, end}, kTile).begin;
+  }
   ATTN_DEVICE Range queries_of_tile(int64_t j0) const {
     const Range rows = p.mask.query_range(b, {j0, min64(j0 + kTile, p.Lk)});
     return {max64(rows.begin, 0) / kTile * kTile, min64(rows.end, p.Lq)};

@@ -27,7 +27,7 @@ struct WarpSoftmax {
   using Shape = ForwardShape<kColumns>;
   static constexpr int M = Shape::kRowTiles, N = Shape::kKeyTiles;
   using Tile = SharedTile<kColumns>;
-  using Scores = WarpScores<kDtype, M, N>;
+  using Scores = WarpScores<kDtype, M, N, RowsAre::kQueries>;
 
   const HeadScores<float>& head;
   const int64_t i0;
@@ -53,47 +53,64 @@ struct WarpSoftmax {
   // nonfinite: some value of the tile may be NaN or infinite, which must not reach a row that does
   // not see it. All lanes come.
   ATTN_DEVICE void add_tile(Tile query, Tile key, Tile value, int64_t j0, bool nonfinite) {
-    const Scores scores(head, made_anew(i0));
-    uint64_t maps[M][2] = {};
-    const TileKind kind = scores.map_tile(maps, j0);
+    const Scores scores(head, made_anew(i0), j0);
+    uint32_t seen[M][2], weights[M][N][2];
+    const TileKind kind = scores.map_tile(seen);
     if (kind == TileKind::kSkip) return;
     float s[M][N][4];
-    row_products<kDtype>(s, query, static_cast<int>(threadIdx.x) / 32 * Scores::kRows, key);
-    scores.scores(s, maps, j0, kind);
-    if (scores.only_scale)
+    row_products<kDtype>(s, query, static_cast<int>(threadIdx.x) / 32 * Scores::kQueries, key);
+    // Plain scores are in units of log 2.
+    scores.scores(s, seen, kind, scores.is_plain() ? kLog2E : 1);
+    if (scores.is_plain())
       add_to_sums<true>(s);
     else
       add_to_sums<false>(s);
-    if (head.dropout.active()) drop(scores, s, j0);
-    uint32_t weights[M][N][2];
-    ATTN_UNROLL
-    for (int m = 0; m < M; ++m) {
-      ATTN_UNROLL
-      for (int n = 0; n < N; ++n) {
-        ATTN_UNROLL
-        for (int r = 0; r < 2; ++r)
-          weights[m][n][r] = pack<kDtype>(s[m][n][2 * r], s[m][n][2 * r + 1]);
-      }
+    if (head.dropout.active()) {
+      uint32_t kept[M][2];
+      scores.kept(kept);
+      Scores::for_each(s, [&](float& x, int m, int n, int r, int c) {
+        if (!Scores::bit(kept, m, n, r, c)) x = 0;
+      });
     }
+    pack_weights<kDtype>(weights, s);
     if (nonfinite && kind == TileKind::kPartial)
-      add_seen_rows(weights, maps, value);
+      add_seen_rows<kDtype>(out, weights, seen, value);
     else
       add_weighted_rows<kDtype>(out, weights, value);
   }
 
-  // The sum of a row over its lanes.
-  ATTN_DEVICE float row_sum(int m, int r) const {
-    return across_quad(sum[m][r], [](float x, float y) { return x + y; });
-  }
-
-  ATTN_DEVICE float lse(int m, int r, float row_sum) const {
-    const float top = maximum[m][r];
-    if (row_sum == 0) return -infinity<float>();
-    if (top == infinity<float>()) return top;
-    return (Scores(head, i0).only_scale ? top / kLog2E : top) + std::log(row_sum);
+  // out and lse of the rows that exist.
+  ATTN_DEVICE void store() {
+    const AttentionCall& p = head.p;
+    ATTN_UNROLL
+    for (int m = 0; m < M; ++m) {
+      ATTN_UNROLL
+      for (int r = 0; r < 2; ++r) {
+        const int64_t i = i0 + Scores::row(m, r);
+        const float whole = across_quad(sum[m][r], [](float x, float y) { return x + y; });
+        if (i >= p.Lq) continue;
+        if (whole == 0) clear_row(m, r);
+        const float factor =
+            whole == 0 ? 0.0f : static_cast<float>(head.dropout.keep_scale) / whole;
+        store_row<kDtype>(p.out, p.Dv, head.b, head.h, i, r, out[m], factor);
+        if (fragment_column() == 0)
+          store_element(p.lse.at(head.b, head.h, i), p.lse.dtype, lse(maximum[m][r], whole));
+      }
+    }
   }
 
  private:
+  ATTN_DEVICE void clear_row(int m, int r) {
+    ATTN_UNROLL
+    for (int n = 0; n < Shape::kColumnTiles; ++n) out[m][n][2 * r] = out[m][n][2 * r + 1] = 0;
+  }
+
+  ATTN_DEVICE float lse(float top, float whole) const {
+    if (whole == 0) return -infinity<float>();
+    if (top == infinity<float>()) return top;
+    return (Scores(head, i0, 0).is_plain() ? top / kLog2E : top) + std::log(whole);
+  }
+
   // Scores become weights, exp(s - maximum).
   template <bool kLog2>
   ATTN_DEVICE void add_to_sums(float (&s)[M][N][4]) {
@@ -131,106 +148,7 @@ struct WarpSoftmax {
       }
     }
   }
-
-  // Four neighbouring keys share a draw, and lie in two lanes: each draws for one of two rows.
-  ATTN_DEVICE void drop(const Scores& scores, float (&s)[M][N][4], int64_t j0) const {
-    const int pair = fragment_column() / 4, own_row = fragment_column() / 2 % 2;
-    ATTN_UNROLL
-    for (int m = 0; m < M; ++m) {
-      uint32_t kept[2] = {0, 0};  // of row g + 8 r, bit 2 n + c
-      ATTN_ROLLED
-      for (int n = 0; n < N; ++n) {
-        const uint32_t drawn =
-            head.dropout.keep4(head.b, head.h, scores.row(m, own_row), (j0 + 8 * n) / 4 + pair);
-        const uint32_t others = __shfl_xor_sync(kWholeWarp, drawn, 1);
-        kept[0] |= ((own_row ? others : drawn) >> 2 * own_row & 3) << 2 * n;
-        kept[1] |= ((own_row ? drawn : others) >> 2 * own_row & 3) << 2 * n;
-      }
-      ATTN_UNROLL
-      for (int n = 0; n < N; ++n) {
-        ATTN_UNROLL
-        for (int e = 0; e < 4; ++e)
-          if (!(kept[e / 2] >> (2 * n + e % 2) & 1)) s[m][n][e] = 0;
-      }
-    }
-  }
-
-  // out += weights value, pair by pair, of those that see each other.
-  ATTN_DEVICE void add_seen_rows(const uint32_t (&weights)[M][N][2], const uint64_t (&maps)[M][2],
-                                 Tile value) {
-    ATTN_UNROLL
-    for (int n = 0; n < N; ++n) {
-      ATTN_ROLLED
-      for (int k = 0; k < 8; ++k) {
-        const int key = 8 * n + k;
-        uint32_t weight[M][2];  // with bit 16 where the pair is seen
-        ATTN_UNROLL
-        for (int m = 0; m < M; ++m) {
-          ATTN_UNROLL
-          for (int r = 0; r < 2; ++r) {
-            const uint32_t own = k % 2 ? weights[m][n][r] >> 16 : weights[m][n][r] & 0xffff;
-            const auto seen = static_cast<uint32_t>(maps[m][r] >> key & 1);
-            weight[m][r] = __shfl_sync(kWholeWarp, own | seen << 16, k / 2, 4);
-          }
-        }
-        add_seen_row(weight, value, key);
-      }
-    }
-  }
-
-  ATTN_DEVICE void add_seen_row(const uint32_t (&weight)[M][2], Tile value, int key) {
-    ATTN_UNROLL
-    for (int n = 0; n < Shape::kColumnTiles; ++n) {
-      const auto* pairs = reinterpret_cast<const uint32_t*>(value.chunk(key, n));
-      const uint32_t pair = pairs[fragment_column() / 2];
-      ATTN_UNROLL
-      for (int m = 0; m < M; ++m) {
-        ATTN_UNROLL
-        for (int e = 0; e < 4; ++e)
-          if (weight[m][e / 2] >> 16)
-            out[m][n][e] += unpack<kDtype>(weight[m][e / 2]) * unpack<kDtype>(pair >> e % 2 * 16);
-      }
-    }
-  }
 };
-
-template <Dtype kDtype, int kColumns>
-ATTN_DEVICE void store_rows(const WarpSoftmax<kDtype, kColumns>& warp) {
-  using Softmax = WarpSoftmax<kDtype, kColumns>;
-  const HeadScores<float>& head = warp.head;
-  const AttentionCall& p = head.p;
-  const bool in_pairs = p.out.stride[3] == 1 && p.Dv % 2 == 0 && p.out.stride[2] % 2 == 0 &&
-                        reinterpret_cast<uintptr_t>(p.out.at(head.b, head.h, 0)) % 4 == 0;
-  ATTN_UNROLL
-  for (int m = 0; m < Softmax::M; ++m) {
-    ATTN_UNROLL
-    for (int r = 0; r < 2; ++r) {
-      const int64_t i = typename Softmax::Scores(head, warp.i0).row(m, r);
-      const float sum = warp.row_sum(m, r);
-      if (i >= p.Lq) continue;
-      const float factor = sum == 0 ? 0 : static_cast<float>(head.dropout.keep_scale) / sum;
-      ATTN_UNROLL
-      for (int n = 0; n < Softmax::Shape::kColumnTiles; ++n) {
-        const int64_t column = 8 * n + fragment_column();
-        if (column >= p.Dv) continue;
-        const float* x = warp.out[m][n] + 2 * r;
-        const uint32_t pair =
-            pack<kDtype>(sum == 0 ? 0 : x[0] * factor, sum == 0 ? 0 : x[1] * factor);
-        char* at = p.out.at(head.b, head.h, i, column);
-        if (in_pairs) {
-          *reinterpret_cast<uint32_t*>(at) = pair;
-          continue;
-        }
-        *reinterpret_cast<uint16_t*>(at) = static_cast<uint16_t>(pair);
-        if (column + 1 < p.Dv)
-          *reinterpret_cast<uint16_t*>(at + p.out.stride[3] * 2) =
-              static_cast<uint16_t>(pair >> 16);
-      }
-      if (fragment_column() == 0)
-        store_element(p.lse.at(head.b, head.h, i), p.lse.dtype, warp.lse(m, r, sum));
-    }
-  }
-}
 
 // The block's queries from i0 on.
 template <Dtype kDtype, int kColumns>
@@ -257,7 +175,7 @@ ATTN_DEVICE void tensor_forward(const HeadScores<float>& head, int64_t i0, unsig
   const int warp = static_cast<int>(threadIdx.x) / 32;
   WarpSoftmax<kDtype, kColumns> softmax(head, i0 + 16 * Shape::kRowTiles * warp);
   const Range keys = head.keys_of(rows);
-  int64_t j0 = keys.begin;
+  int64_t j0 = head.next_keys(rows, keys.begin);
   if (j0 < keys.end) {
     copy_rows<kThreads, Shape::kRows>(query_tile, head.query, i0, has_chunks(head.query));
     copy(0, j0);
@@ -268,12 +186,12 @@ ATTN_DEVICE void tensor_forward(const HeadScores<float>& head, int64_t i0, unsig
     wait_for_copies<0>();
     const bool nonfinite =
         __syncthreads_or(partial && copied_nonfinite<kDtype, kThreads, kKeys>(value_tile(stage)));
-    const int64_t next = j0 + kKeys;
+    const int64_t next = head.next_keys(rows, j0 + kKeys);
     if (next < keys.end) copy(stage ^ 1, next);
     softmax.add_tile(query_tile, key_tile(stage), value_tile(stage), j0, nonfinite);
     j0 = next;
   }
-  store_rows(softmax);
+  softmax.store();
 }
 
 template <Dtype kDtype, int kColumns>

@@ -27,8 +27,11 @@ struct SharedTile {
 
   static constexpr int bytes(int rows) { return rows * kRowBytes; }
 
+  ATTN_DEVICE uint32_t offset_of(int row, int chunk) const {
+    return offset + row * kRowBytes + (chunk ^ (row & 7)) * 16;
+  }
   ATTN_DEVICE unsigned char* chunk(int row, int chunk) const {
-    return shared + (offset + row * kRowBytes + (chunk ^ (row & 7)) * 16);
+    return shared + offset_of(row, chunk);
   }
 };
 
@@ -38,7 +41,7 @@ template <int kColumns>
 class LaneChunks {
  public:
   ATTN_DEVICE LaneChunks(SharedTile<kColumns> tile, int row, int chunk)
-      : shared_(tile.shared), offset_(tile.offset + row * kRowBytes + (chunk ^ (row & 7)) * 16) {}
+      : shared_(tile.shared), offset_(tile.offset_of(row, chunk)) {}
 
   ATTN_DEVICE const unsigned char* away(int rows, int columns) const {
     return shared_ +

@@ -1,4 +1,4 @@
-"""Plants the faults of mutations.py into copies of the kernels, one at a time: each must be noticed.
+"""Plants the faults of mutations*.py into copies of the kernels, one at a time: each must be noticed.
 
 python mutate.py [part of a name]      Needs the built libraries; prints one line a fault.
 """
@@ -13,12 +13,11 @@ import tempfile
 from pathlib import Path
 
 from mutations import MUTATIONS, Mutation
+from mutations_tensor import TENSOR_MUTATIONS
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 BUILD = ROOT / "build" / "cuda_emulation"
-# Not built anew: what the tests of the mutations, all in float32, have no use for.
-UNCHANGED = ("attention_double.o", "elementwise.o")
 
 
 def plant(mutation: Mutation, kernels: Path) -> None:
@@ -37,8 +36,9 @@ def run(mutation: Mutation, folder: Path) -> str:
     plant(mutation, folder / "cuda")
     mode = "plain" if mutation.noticed == "values" else "checked"
     (folder / mode).mkdir()
-    for name in UNCHANGED:
-        shutil.copy(BUILD / mode / name, folder / mode / name)
+    for path in (BUILD / mode).glob("*.o"):
+        if path.stem not in mutation.rebuilt:
+            shutil.copy(path, folder / mode)
     build = [
         "make", "-s", "-C", str(HERE), "WARNINGS=-w", f"PYTHON={sys.executable}", f"OUT={BUILD}",
         f"KERNELS={folder / 'cuda'}", f"KERNEL_OUT={folder}", f"{folder}/{mode}/liboperators.so",
@@ -72,7 +72,7 @@ def run(mutation: Mutation, folder: Path) -> str:
 
 
 def main() -> None:
-    wanted = [m for m in MUTATIONS if all(part in m.name for part in sys.argv[1:])]
+    wanted = [m for m in MUTATIONS + TENSOR_MUTATIONS if all(part in m.name for part in sys.argv[1:])]
     missed = 0
     for mutation in wanted:
         with tempfile.TemporaryDirectory() as folder:

@@ -8,7 +8,6 @@ import pytest
 import torch
 from attention_cases import LAYOUTS
 from helpers import EMPTY_SHAPES, MASKS, SHAPES, Shape, assert_attention_matches, make_qkv, random_keep
-from test_attention_kernels import MASK_NAMES
 
 import attention_ext as ax
 from attention_ext import masks, reference
@@ -31,7 +30,7 @@ halves = pytest.mark.parametrize(
 
 @halves
 @pytest.mark.parametrize("shape", ["square", "odd", "more_queries"])
-@pytest.mark.parametrize("mask", MASK_NAMES)
+@pytest.mark.parametrize("mask", MASKS)
 def test_masks(mask, shape, dtype):
     assert_attention_matches(*make_qkv(SHAPES[shape], dtype), mask=MASKS[mask](SHAPES[shape]), grads=False)
 
@@ -61,6 +60,15 @@ def test_layouts(layout, dtype):
     query, key, value = (layout(t) for t in make_qkv(Shape(2, 2, 2, 9, 70, 8, 8), dtype))
     bias = layout(torch.randn(2, 2, 9, 70, dtype=dtype))
     assert_attention_matches(query, key, value, mask=masks.Causal(), bias=bias, grads=False)
+
+
+@halves
+def test_a_part_of_a_chunk_is_copied(dtype):
+    # Aligned rows whose last chunk is 4 columns of ours, and 4 of NaN.
+    wide = make_qkv(Shape(1, 2, 2, 9, 70, 16, 16), dtype)
+    for t in wide:
+        t[..., 12:] = torch.nan
+    assert_attention_matches(*(t[..., :12] for t in wide), grads=False)
 
 
 @halves
