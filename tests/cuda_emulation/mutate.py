@@ -14,7 +14,9 @@ from pathlib import Path
 
 from mutations import MUTATIONS, Mutation
 from mutations_tensor import TENSOR_MUTATIONS
+from mutations_tensor_backward import TENSOR_BACKWARD_MUTATIONS
 
+ALL = MUTATIONS + TENSOR_MUTATIONS + TENSOR_BACKWARD_MUTATIONS
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 BUILD = ROOT / "build" / "cuda_emulation"
@@ -72,7 +74,7 @@ def run(mutation: Mutation, folder: Path) -> str:
 
 
 def main() -> None:
-    wanted = [m for m in MUTATIONS + TENSOR_MUTATIONS if all(part in m.name for part in sys.argv[1:])]
+    wanted = [m for m in ALL if all(part in m.name for part in sys.argv[1:])]
     missed = 0
     for mutation in wanted:
         with tempfile.TemporaryDirectory() as folder:
