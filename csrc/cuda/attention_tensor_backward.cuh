@@ -24,6 +24,7 @@ struct BackwardShape {
   static constexpr uint32_t kStayingBytes = SharedTile<kColumns>::bytes(kStaying);
   static constexpr uint32_t kPassingBytes = SharedTile<kColumns>::bytes(kPassing);
   static constexpr size_t kSharedBytes = 2 * kStayingBytes + 2 * kStages * kPassingBytes;
+  static_assert(kSharedBytes <= kMostShared);
 };
 
 // The tiles in shared memory: of both sides, the factor of the scores (q or k) and that of dp (dout

@@ -19,6 +19,7 @@ struct ForwardShape {
   static constexpr int kTileBytes = SharedTile<kColumns>::bytes(kKeys);
   static constexpr int kQueryBytes = SharedTile<kColumns>::bytes(kRows);
   static constexpr int kSharedBytes = kQueryBytes + 4 * kTileBytes;  // keys and values, twice
+  static_assert(kSharedBytes <= kMostShared);
 };
 
 // What a warp knows of its rows while tiles of keys pass.

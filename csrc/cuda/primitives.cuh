@@ -35,6 +35,7 @@ namespace attn::cuda {
 using Stream = void*;  // cudaStream_t
 
 constexpr unsigned kWholeWarp = 0xffffffffu;
+constexpr size_t kMostShared = 99 << 10;  // bytes of a block, on the smallest of the devices
 
 // Code for an architecture without the instructions below, or for none, has empty kernels.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
