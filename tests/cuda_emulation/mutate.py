@@ -12,6 +12,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import pytest
+import torch
 from mutations import MUTATIONS, Mutation
 from mutations_tensor import TENSOR_MUTATIONS
 from mutations_tensor_backward import TENSOR_BACKWARD_MUTATIONS
@@ -46,34 +48,35 @@ def run(mutation: Mutation, folder: Path) -> str:
         f"KERNELS={folder / 'cuda'}", f"KERNEL_OUT={folder}", f"{folder}/{mode}/liboperators.so",
     ]  # fmt: skip
     subprocess.run(build, check=True, stdout=subprocess.DEVNULL)
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-x",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-k",
-        mutation.tests,
-        str(HERE),
-    ]
-    environment = {
-        "ATTENTION_EXT_EMULATION": mode,
-        "ATTENTION_EXT_EMULATION_FOLDER": str(folder),
-        "OMP_NUM_THREADS": "1",
-    }
-    result = subprocess.run(command, env=os.environ | environment, cwd=ROOT, capture_output=True, text=True)
-    if result.returncode == 0:
+    code, output = run_tests(mutation, mode, folder)
+    if code == 0:
         return "nothing"
-    if result.returncode != 1:
-        raise SystemExit(f"{mutation.name}: the tests did not run\n{result.stdout}{result.stderr}")
+    if code != 1:
+        raise SystemExit(f"{mutation.name}: the tests did not run\n{output}")
     if mutation.noticed != "values":
-        return mutation.noticed if f"{mutation.noticed}: " in result.stdout else "something else"
+        return mutation.noticed if f"{mutation.noticed}: " in output else "something else"
     return "values"
 
 
+def run_tests(mutation: Mutation, mode: str, folder: Path) -> tuple[int, str]:
+    """pytest's exit code and what it said. A fork of this process, which has imported torch already."""
+    with tempfile.TemporaryFile("w+") as output:
+        if (child := os.fork()) == 0:
+            os.dup2(output.fileno(), 1)
+            os.dup2(output.fileno(), 2)
+            os.chdir(ROOT)
+            os.environ["ATTENTION_EXT_EMULATION"] = mode
+            os.environ["ATTENTION_EXT_EMULATION_FOLDER"] = str(folder)
+            code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-k", mutation.tests, str(HERE)])
+            sys.stdout.flush()
+            os._exit(code)
+        _, status = os.waitpid(child, 0)
+        output.seek(0)
+        return os.waitstatus_to_exitcode(status), output.read()
+
+
 def main() -> None:
+    torch.set_num_threads(1)
     wanted = [m for m in ALL if all(part in m.name for part in sys.argv[1:])]
     missed = 0
     for mutation in wanted:
