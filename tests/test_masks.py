@@ -353,3 +353,11 @@ def test_dense_of_sizes_that_do_not_fit():
     for mask in (KeyPadding(KEEP), Dense(KEEP)):
         with pytest.raises(ValueError, match=r"mask: expected .* got (shape )?\(2, 3\)"):
             mask.dense(4, 5)
+
+
+def test_a_table_lies_on_the_device_that_asks():
+    mask = SlidingWindow(3, 0) | ax.masks.Global(1)
+    for device in (torch.device("meta"), CPU, torch.device("meta")):
+        program, *arrays = mask.lower(1, 2, 70, 90, device).block_table
+        assert program.device == CPU  # the operators read it before a kernel runs
+        assert {t.device for t in arrays} == {device}

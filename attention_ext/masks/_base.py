@@ -223,8 +223,8 @@ class Mask:
             return self._lower(B, Hq, Lq, Lk)
         key = (B, Hq, Lq, Lk, *self._versions())
         cache = self._cache
-        if cache is not None and cache[0] == key:
-            return cache[1]
+        if cache is not None and cache[:2] == (key, device):
+            return cache[2]
         if any(type(part) is not int for part in key):  # a symbolic size, a tensor without a version
             return self._lower(B, Hq, Lq, Lk)
         if torch.is_inference_mode_enabled():
@@ -232,10 +232,11 @@ class Mask:
                 lowered = self._lower(B, Hq, Lq, Lk)
         else:
             lowered = self._lower(B, Hq, Lq, Lk)
+        lowered = lowered.on(device)
         made = [t for t in (*lowered[1:5], *lowered.block_table) if t is not None]
         if all(type(t) is Tensor for t in made) and not (lowered.block_table and transforms_active()):
             # No fake tensor: it must not outlive the tracing it belongs to. No table that is yet to be built.
-            object.__setattr__(self, "_cache", (key, lowered))
+            object.__setattr__(self, "_cache", (key, device, lowered))
         return lowered
 
     def _lower(self, B: int, Hq: int, Lq: int, Lk: int) -> LoweredMask:

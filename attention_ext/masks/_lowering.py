@@ -32,6 +32,13 @@ class LoweredMask(NamedTuple):
     row_bounds: Tensor | None
     block_table: list[Tensor]  # [] or a mask program and its arrays
 
+    def on(self, device: torch.device) -> LoweredMask:
+        """The same with the arrays of a built table, which the CPU made, on this device; its program stays."""
+        if not self.block_table or device.type == "cpu":
+            return self
+        program, *arrays = self.block_table
+        return self._replace(block_table=[program, *(t.to(device) for t in arrays)])
+
 
 NO_MASK = LoweredMask([], None, None, None, None, [])
 
@@ -91,7 +98,8 @@ def _table_without_arrays(code: tuple[int, ...], Lq: int, Lk: int) -> list[Tenso
 def _build(block_table: list[Tensor], Lq: int, Lk: int) -> list[Tensor]:
     with torch.inference_mode(False):  # what is made in inference mode cannot serve in training later
         try:
-            parts = torch.ops.attention_ext._build_block_table.default(block_table, Lq, Lk)
+            host = [t.cpu() for t in block_table]
+            parts = torch.ops.attention_ext._build_block_table.default(host, Lq, Lk)
         except RuntimeError as error:  # what the mask holds does not fit the sizes
             raise ValueError(str(error).partition("\n")[0].removeprefix("attention_ext: ")) from None
         return stored_table(parts, Lq, Lk)

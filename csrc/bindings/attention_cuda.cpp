@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "bindings/block_table_cuda.h"
 #include "bindings/device_tensor_cuda.h"
 #include "bindings/mask.h"
 #include "cuda/attention.h"
@@ -127,9 +128,8 @@ void fill_mask(const Arguments& a, AttentionCall& p) {
     p.mask.phase = modulo(m.band[3], m.band[2]);
   }
   check(!m.row_bounds, "row_bounds: expected None, this version has no kernels for it");
-  check(m.block_table.empty(),
-        "block_table: expected [], CUDA kernels have no tables yet: masks on CUDA are bands, key "
-        "lengths, padding and dense ones, and & of them");
+  if (!m.block_table.empty())
+    p.mask.table = device_table(m.block_table, p.B, p.Hq, p.Lq, p.Lk, a.query);
   p.mask.band_offset = batch_values("band_offset", m.band_offset, a, p.B);
   p.mask.key_lengths = batch_values("key_lengths", m.key_lengths, a, p.B);
   if (!m.mask_bits) return;

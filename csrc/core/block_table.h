@@ -32,7 +32,9 @@ struct BlockTable {
   const int64_t* column_start = nullptr;  // (batches, heads, key_tiles + 1)
   const TableEntry* row_entries = nullptr;
   const TableEntry* column_entries = nullptr;
-  const uint64_t* maps = nullptr;  // (any, 64): equal tiles share one
+  const uint64_t* maps = nullptr;  // (map_count, 64): equal tiles share one
+  // Nothing beyond these is read, whatever the lists say: those on a device stay unchecked.
+  int64_t entry_count = 0, map_count = 0;
 
   ATTN_HD explicit operator bool() const { return row_start != nullptr; }
 
@@ -55,13 +57,11 @@ struct BlockTable {
 
   // Key tiles that query tile `tile` sees.
   ATTN_HD List row(int64_t b, int64_t h, int64_t tile) const {
-    const int64_t* start = row_start + list_of(b, h) * (query_tiles + 1) + tile;
-    return {row_entries + start[0], row_entries + start[1]};
+    return list(row_entries, row_start + list_of(b, h) * (query_tiles + 1) + tile);
   }
   // Query tiles that see key tile `tile`.
   ATTN_HD List column(int64_t b, int64_t h, int64_t tile) const {
-    const int64_t* start = column_start + list_of(b, h) * (key_tiles + 1) + tile;
-    return {column_entries + start[0], column_entries + start[1]};
+    return list(column_entries, column_start + list_of(b, h) * (key_tiles + 1) + tile);
   }
 
   ATTN_HD TableTile find(int64_t b, int64_t h, int64_t query_tile, int64_t key_tile) const {
@@ -69,10 +69,18 @@ struct BlockTable {
     const TableEntry* entry = list.from(key_tile);
     if (entry == list.end || entry->tile != key_tile) return {};
     if (entry->map < 0) return {true, nullptr};
+    if (entry->map >= map_count) return {};
     return {false, maps + entry->map * kTableTile};
   }
 
  private:
+  ATTN_HD int64_t entry_at(int64_t start) const {
+    return start < 0 ? 0 : start > entry_count ? entry_count : start;
+  }
+  ATTN_HD List list(const TableEntry* entries, const int64_t* start) const {
+    const int64_t begin = entry_at(start[0]), end = entry_at(start[1]);
+    return {entries + begin, entries + (begin < end ? end : begin)};
+  }
   ATTN_HD int64_t list_of(int64_t b, int64_t h) const {
     return (batches == 1 ? 0 : b) * heads + (heads == 1 ? 0 : h);
   }

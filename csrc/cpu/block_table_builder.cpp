@@ -118,6 +118,8 @@ BlockTable BlockTableArrays::view() const {
   table.row_start = row_start.data(), table.column_start = column_start.data();
   table.row_entries = row_entries.data(), table.column_entries = column_entries.data();
   table.maps = maps.data();
+  table.entry_count = static_cast<int64_t>(row_entries.size());
+  table.map_count = static_cast<int64_t>(maps.size()) / kTableTile;
   return table;
 }
 

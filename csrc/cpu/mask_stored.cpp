@@ -166,6 +166,7 @@ BlockTable checked_table(const MaskArray* const (&parts)[5], int64_t Lq, int64_t
   table.row_entries = static_cast<const TableEntry*>(row_entries->data);
   table.column_entries = static_cast<const TableEntry*>(column_entries->data);
   table.maps = static_cast<const uint64_t*>(maps->data);
+  table.entry_count = row_entries->size(0), table.map_count = maps->size(0);
   return table;
 }
 

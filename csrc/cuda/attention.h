@@ -19,7 +19,15 @@ struct AttentionCall : AttentionGradParams {
 // row_delta; dbias_partial only for more than one slot.
 void plan_attention_backward(AttentionCall& call);
 
-// out and lse. T: what is computed in, float or double.
+// What elements of 16 bits are computed with on tensor cores; false, and nothing done, where heads
+// are too large for them or the device has none. Forward: out and lse. Backward: dq, dk, dv and
+// alibi_partial, from row_lse and row_delta.
+template <Dtype kDtype>
+bool attention_tensor_forward(const AttentionCall& call, Stream stream);
+template <Dtype kDtype>
+bool attention_tensor_backward(const AttentionCall& call, Stream stream);
+
+// out and lse, in whichever way fits. T: what is computed in, float or double.
 template <class T>
 void attention_forward(const AttentionCall& call, Stream stream);
 

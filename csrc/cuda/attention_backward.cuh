@@ -23,13 +23,6 @@ ATTN_DEVICE bool is_large_lse(T lse) {
 }
 
 template <class T>
-ATTN_DEVICE T warp_sum(T value) {
-  ATTN_UNROLL
-  for (int by = 16; by > 0; by /= 2) value += __shfl_xor_sync(kWholeWarp, value, by);
-  return value;
-}
-
-template <class T>
 struct RowsMemory : TileMemory<T, 0> {
   double sinks[kTile];
 };
@@ -139,7 +132,8 @@ __global__ void __launch_bounds__(kThreads)
   set_zero(dq);
   double slope = 0;
   const Range keys = head.keys_of_tile(i0);
-  for (int64_t j0 = keys.begin; j0 < keys.end; j0 += kTile) {
+  for (int64_t j0 = head.next_keys(i0, keys.begin); j0 < keys.end;
+       j0 = head.next_keys(i0, j0 + kTile)) {
     const TileKind kind = head.map_tile(i0, j0, memory);
     if (kind == TileKind::kSkip) continue;
     T weights[kMicro][kMicro], ds[kMicro][kMicro], dx[kMicro][kMicro];
@@ -200,7 +194,8 @@ __global__ void __launch_bounds__(kThreads)
     const HeadGradients<T> head(p, b, hkv * p.group() + g);
     const Rows& rows = for_value ? head.grad_out : head.query;
     const Range queries = head.queries_of_tile(j0);
-    for (int64_t i0 = queries.begin; i0 < queries.end; i0 += kTile) {
+    for (int64_t i0 = head.next_queries(j0, queries.begin, queries.end); i0 < queries.end;
+         i0 = head.next_queries(j0, i0 + kTile, queries.end)) {
       const TileKind kind = head.map_tile(i0, j0, memory);
       if (kind == TileKind::kSkip) continue;
       T weights[kMicro][kMicro], ds[kMicro][kMicro], dx[kMicro][kMicro];
@@ -246,14 +241,19 @@ void launch_attention_backward(const AttentionCall& p, Stream stream) {
          kThreads, kBytes, stream, p);
 }
 
+inline bool runs_on_tensor_cores(const AttentionCall& p, Stream stream) {
+  const Dtype dtype = p.query.dtype;
+  return (dtype == Dtype::kFloat16 && attention_tensor_backward<Dtype::kFloat16>(p, stream)) ||
+         (dtype == Dtype::kBFloat16 && attention_tensor_backward<Dtype::kBFloat16>(p, stream));
+}
+
 template <class T>
 void attention_backward(const AttentionCall& p, Stream stream) {
   launch(attention_backward_rows_kernel<T>, p.B * p.Hq * p.plan.row_blocks, kThreads,
          sizeof(RowsMemory<T>), stream, p);
-  if (max64(p.D, p.Dv) <= 4 * kSide)
-    launch_attention_backward<T, 4>(p, stream);
-  else
-    launch_attention_backward<T, 8>(p, stream);
+  const bool done = runs_on_tensor_cores(p, stream);
+  if (!done && max64(p.D, p.Dv) <= 4 * kSide) launch_attention_backward<T, 4>(p, stream);
+  if (!done && max64(p.D, p.Dv) > 4 * kSide) launch_attention_backward<T, 8>(p, stream);
   launch_term_gradients<T>(p, stream);
 }
 

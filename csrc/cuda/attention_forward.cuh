@@ -28,7 +28,8 @@ struct OnlineSoftmax {
     set_zero(out);
     const Rows value = rows_of(p.value, head.b, head.h / p.group(), p.Lk, p.Dv);
     const Range keys = head.keys_of_tile(i0);
-    for (int64_t j0 = keys.begin; j0 < keys.end; j0 += kTile) {
+    for (int64_t j0 = head.next_keys(i0, keys.begin); j0 < keys.end;
+         j0 = head.next_keys(i0, j0 + kTile)) {
       const TileKind kind = head.map_tile(i0, j0, memory);
       if (kind == TileKind::kSkip) continue;
       T s[kMicro][kMicro], unused[kMicro][kMicro];
@@ -117,6 +118,9 @@ void launch_attention_forward(const AttentionCall& p, Stream stream) {
 
 template <class T>
 void attention_forward(const AttentionCall& p, Stream stream) {
+  const Dtype dtype = p.query.dtype;
+  if (dtype == Dtype::kFloat16 && attention_tensor_forward<Dtype::kFloat16>(p, stream)) return;
+  if (dtype == Dtype::kBFloat16 && attention_tensor_forward<Dtype::kBFloat16>(p, stream)) return;
   if (p.Dv <= 4 * kSide)
     launch_attention_forward<T, 4>(p, stream);
   else

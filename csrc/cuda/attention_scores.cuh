@@ -38,11 +38,24 @@ struct HeadScores {
     if (p.dropout_seed) dropout.seed = static_cast<uint64_t>(*p.dropout_seed);
   }
 
-  // The keys that rows of the tile at i0 may see. Tensors of a mask may hold anything: no key
-  // beyond Lk is read.
-  ATTN_DEVICE Range keys_of_tile(int64_t i0) const {
-    const Range keys = p.mask.key_range(b, {i0, min64(i0 + kTile, p.Lq)});
+  // The keys that some of `rows` may see, from a tile's first one on. Tensors of a mask may hold
+  // anything: no key beyond Lk is read.
+  ATTN_DEVICE Range keys_of(Range rows) const {
+    const Range keys = p.mask.key_range(b, {rows.begin, min64(rows.end, p.Lq)});
     return {max64(keys.begin, 0) / kTile * kTile, min64(keys.end, p.Lk)};
+  }
+  ATTN_DEVICE Range keys_of_tile(int64_t i0) const { return keys_of({i0, i0 + kTile}); }
+  // The first tile of keys from j0 on, itself a tile's first, that the table lets some of `rows`
+  // see.
+  ATTN_DEVICE int64_t next_keys(Range rows, int64_t j0) const {
+    return max64(j0, p.mask.next_keys(b, {h, h + 1}, {rows.begin, min64(rows.end, p.Lq)}, j0));
+  }
+  ATTN_DEVICE int64_t next_keys(int64_t i0, int64_t j0) const {
+    return next_keys(Range{i0, i0 + kTile}, j0);
+  }
+  // The first tile of queries from i0 on, before `end`, that the table lets see the keys at j0.
+  ATTN_DEVICE int64_t next_queries(int64_t j0, int64_t i0, int64_t end) const {
+    return p.mask.next_rows(b, h, j0, {i0, end}, kTile).begin;
   }
   ATTN_DEVICE Range queries_of_tile(int64_t j0) const {
     const Range rows = p.mask.query_range(b, {j0, min64(j0 + kTile, p.Lk)});

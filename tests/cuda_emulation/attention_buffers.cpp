@@ -62,6 +62,14 @@ void cuda_emulation::declare_buffers(const attn::cuda::AttentionCall& p) {
   const int64_t words = (p.Lk + 63) / 64 + (p.B - 1) * mask.bits_stride_b +
                         (p.Hq - 1) * mask.bits_stride_h + (p.Lq - 1) * mask.bits_stride_q;
   buffers.add("mask_bits", mask.bits, words * 8, false);
+  if (const attn::BlockTable& table = mask.table) {
+    const int64_t lists = table.batches * table.heads;
+    buffers.add("row_start", table.row_start, lists * (table.query_tiles + 1) * 8, false);
+    buffers.add("column_start", table.column_start, lists * (table.key_tiles + 1) * 8, false);
+    buffers.add("row_entries", table.row_entries, table.entry_count * 8, false);
+    buffers.add("column_entries", table.column_entries, table.entry_count * 8, false);
+    buffers.add("maps", table.maps, table.map_count * attn::kTableTile * 8, false);
+  }
   buffers.add("dropout_seed", p.dropout_seed, 8, false);
 
   const int64_t rows = p.B * p.Hq * p.Lq, heads = p.B * p.Hq;

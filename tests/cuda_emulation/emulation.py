@@ -38,6 +38,9 @@ class Kernels:
     def set_schedule(self, seed: int) -> None:
         """In which order the emulator runs threads. 0: they take turns; else a random one."""
 
+    def set_architecture(self, number: int) -> None:
+        """Which one the emulator says that kernels are compiled for: 80 is sm_80."""
+
     def findings(self) -> list[str]:
         """What the checks found since the last call."""
         return []
@@ -74,12 +77,16 @@ class Emulator(Kernels):
         torch.ops.load_library(str(PATH))
         self._library = ctypes.CDLL(str(PATH))
         self._library.emulation_set_seed.argtypes = [ctypes.c_uint64]
+        self._library.emulation_set_architecture.argtypes = [ctypes.c_int]
         self._library.emulation_is_checked.restype = ctypes.c_bool
         self._library.emulation_next_diagnostic.restype = ctypes.c_char_p
         assert self._library.emulation_is_checked() == (MODE == "checked")
 
     def set_schedule(self, seed: int) -> None:
         self._library.emulation_set_seed(seed)
+
+    def set_architecture(self, number: int) -> None:
+        self._library.emulation_set_architecture(number)
 
     def findings(self) -> list[str]:
         texts = iter(self._library.emulation_next_diagnostic, None)

@@ -11,8 +11,9 @@ class Mutation(NamedTuple):
     old: str
     new: str
     noticed: str  # "values", or the kind of the checks' finding
-    tests: str  # of pytest -k; float32 ones, as only those kernels are built anew
+    tests: str  # of pytest -k, of the dtype that is built anew
     occurrence: int = 1
+    rebuilt: tuple[str, ...] = ("attention_float", "attention_plan")  # files; all others stay as they are
 
 
 SHAPES = "test_shapes and float32 and (square or odd)"

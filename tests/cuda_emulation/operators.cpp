@@ -18,6 +18,10 @@ STABLE_TORCH_LIBRARY_IMPL(attention_ext_emulation, CPU, m) {
 
 ATTN_EXPORT void emulation_set_seed(uint64_t seed) { cuda_emulation::options().seed = seed; }
 
+ATTN_EXPORT void emulation_set_architecture(int number) {
+  cuda_emulation::options().architecture = number;
+}
+
 ATTN_EXPORT bool emulation_is_checked() { return cuda_emulation::checked(); }
 
 // Moves the text of the findings to the caller; null when there are no more.

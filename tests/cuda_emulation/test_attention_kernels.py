@@ -20,16 +20,6 @@ STORED = (*FLOATS, (torch.bfloat16, 3 if CHECKED else 7))
 ALL = STORED if CHECKED else (*STORED, (torch.float16, 0))
 
 
-def has_table(name):
-    """Whether the mask lowers to a table of tiles, for which there are no CUDA kernels yet."""
-    s = SHAPES["square"]
-    mask = MASKS[name](s)
-    return mask is not None and bool(mask.lower(s.B, s.Hq, s.Lq, s.Lk, torch.device("cpu")).block_table)
-
-
-MASK_NAMES = [name for name in MASKS if not has_table(name)]
-
-
 @pytest.fixture
 def schedule(request, kernels):
     kernels.set_schedule(request.param)
@@ -57,7 +47,7 @@ def test_shapes(shape, dtype, schedule):
 
 @variants(FLOATS)
 @pytest.mark.parametrize("shape", ["square", "odd", "more_queries"])
-@pytest.mark.parametrize("mask", MASK_NAMES)
+@pytest.mark.parametrize("mask", MASKS)
 def test_masks(mask, shape, dtype, schedule):
     assert_near(*make_qkv(SHAPES[shape], dtype), mask=MASKS[mask](SHAPES[shape]))
 

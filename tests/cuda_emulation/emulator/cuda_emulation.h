@@ -22,11 +22,12 @@ namespace cuda_emulation {
 struct Options {
   uint64_t seed = 0;             // 0: threads take turns; else a random schedule
   size_t max_shared = 99 << 10;  // of a block, on the smallest of the targets
+  int architecture = 80;         // that kernels are compiled for, as in sm_80
 };
 Options& options();
 
 // What a launch did wrong. `kind` is one of race, uninitialised, shared bounds, global bounds,
-// misaligned, divergence, launch, async copy.
+// misaligned, divergence, launch, async copy, bank conflict.
 struct Diagnostic {
   std::string kind, text;
 };
@@ -82,6 +83,15 @@ T shuffle(unsigned mask, T value, int operand, int width, Shuffle kind) {
   return value;
 }
 unsigned ballot(unsigned mask, bool vote);
+
+// The instructions around tensor cores, as csrc/cuda/primitives.cuh describes them.
+void load_matrices(uint32_t (&result)[4], const void* row, bool transposed);
+void multiply_add(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                  float (*decode)(uint32_t));
+// Bytes arrive between the copy and its wait: at the wait (seed 0), or at a random one of both.
+void copy_async(void* to, const void* from, unsigned bytes, unsigned source_bytes);
+void end_copy_group();
+void wait_for_copies(unsigned groups_left);
 
 }  // namespace cuda_emulation
 
