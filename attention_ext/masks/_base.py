@@ -337,7 +337,9 @@ class Intersection(_Compound):
     def _lower(self, B: int, Hq: int, Lq: int, Lk: int) -> LoweredMask:
         apart, rest = self._split()
         lowered = [part._lower(B, Hq, Lq, Lk) for part in apart]
-        if rest:
+        if len(rest) == 1 and rest[0]._rule() is None:
+            lowered.append(rest[0].lower(B, Hq, Lq, Lk, rest[0]._device()))  # which keeps it
+        elif rest:
             lowered.append(Intersection(rest)._lower_to_table(B, Hq, Lq, Lk))
         return reduce(meet, lowered)
 

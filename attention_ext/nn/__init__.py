@@ -1,5 +1,7 @@
 """Layers on top of the fused operators."""
 
+from .bigbird import BigBirdAttention
+from .longformer import LongformerAttention
 from .multihead_attention import MultiheadAttention
 from .replace import ReplacementReport, replace_attention
 from .sparse_attention import (
@@ -12,8 +14,10 @@ from .sparse_attention import (
 )
 
 __all__ = [
+    "BigBirdAttention",
     "BlockSparseAttention",
     "DilatedAttention",
+    "LongformerAttention",
     "MultiheadAttention",
     "NeighborhoodAttention",
     "ReplacementReport",
