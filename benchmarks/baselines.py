@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from . import attention_peers, layer_peers, linear_peers, onnxruntime_peers
+from . import attention_peers, layer_peers, linear_peers, onnxruntime_peers, sparse_peers
 from .contender import Contender
 
 __all__ = ["CONTENDERS", "REFERENCE"]
 
 CONTENDERS: dict[str, dict[str, Contender]] = {
-    "attention": attention_peers.CONTENDERS | onnxruntime_peers.CONTENDERS,
+    "attention": attention_peers.CONTENDERS | onnxruntime_peers.CONTENDERS | sparse_peers.CONTENDERS,
     "delta_rule": linear_peers.DELTA_RULE,
     "linear_attention": linear_peers.LINEAR_ATTENTION,
     "multihead_attention": layer_peers.CONTENDERS,

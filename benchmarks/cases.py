@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["CAUSAL", "Band", "Case", "Holes", "Requirement", "Shape", "plain"]
+from .patterns import BigBird, Documents, Grid, Longformer, Table
 
-Figure = Literal["ratio", "share", "overhead", "scaling", "memory", "memory_ratio"]
+__all__ = ["CAUSAL", "Band", "Case", "Holes", "Pattern", "Requirement", "Shape", "plain"]
+
+Figure = Literal["ratio", "share", "overhead", "scaling", "memory", "memory_ratio", "growth", "memory_growth"]
 Passes = Literal["forward", "backward", "both"]
 PASSES = {"forward": "forward", "backward": "backward", "both": "forward + backward"}
 LAYER_PASSES = {"forward": "layer, eval", "both": "layer, training step"}
@@ -29,6 +31,10 @@ class Band:
             end = Lk if self.right is None else min(Lk, i + self.right + 1)
             total += max(0, end - first)
         return total
+
+    def shrunk(self, N: int) -> Band:
+        """Its like for few positions."""
+        return self if self.left is None else Band(N // 8 - 1, self.right)
 
     def __str__(self) -> str:
         return "causal" if self == CAUSAL else f"window {self.left + 1}"
@@ -52,8 +58,15 @@ class Holes:
         hidden = sum(len(range(0 if self.keys_only else -i % self.step, Lk, self.step)) for i in range(Lq))
         return Lq * Lk - hidden
 
+    def shrunk(self, N: int) -> Holes:
+        """Its like for few positions."""
+        return self
+
     def __str__(self) -> str:
         return "padding in every tile" if self.keys_only else "holes in every tile"
+
+
+Pattern = Band | Holes | BigBird | Documents | Grid | Longformer | Table
 
 
 @dataclass(frozen=True)
@@ -91,6 +104,8 @@ class Requirement:
       scaling       time on one thread over time on `threads` threads, at least
       memory        peak memory over the bytes of the inputs, the output and their gradients, at most
       memory_ratio  what the peer's call takes beyond its inputs over what ours does, at least
+      growth        p of the power N**p that fits our times over the lengths, at most
+      memory_growth the same of what our call takes beyond its inputs
     peer: the one compared with, of ratio, overhead and memory_ratio
     needs: the instruction set below which the bound does not apply
     control: on several threads, judged only where an FMA loop scales by this
@@ -104,7 +119,7 @@ class Requirement:
 
     @property
     def at_most(self) -> bool:
-        return self.figure in ("overhead", "memory")
+        return self.figure in ("overhead", "memory", "growth", "memory_growth")
 
 
 @dataclass(frozen=True)
@@ -114,16 +129,19 @@ class Case:
     op: attention            shape says all
         linear_attention     causal, feature map elu + 1, normalised
         delta_rule           with keys of length 1 and a beta per token
-        multihead_attention  the layer, of width E = H * D; forward is eval, both a training step
+        multihead_attention  the layer, of width E = H * D; forward is eval, both a training step; of a
+                             Longformer or BigBird mask the layer that has it
     passes: backward and both make the gradients of all inputs (of the layer: of its weights as well)
     layout: BLHD are views (B, H, L, D) of tensors that lie as (B, L, H, D)
     pair_bias: add a bias (H, Lq, Lk), shared by all B, which wants a gradient
     kind: time      thread CPU time of ours and of the peers, interleaved
           scaling   wall time on 1 and on `threads` threads, interleaved with an FMA loop doing the same
           memory    peak memory of a process that does nothing else
+          growth    time and peak memory of ours at each of `lengths`, without peers
     bound: the machine's limit that `share` is taken of
     capability: the instruction set forced on us, None = the best; runs in a process of its own
     memory: measure the peak memory of a call, too
+    lengths: of kind growth, what takes the place of the shape's lengths
     tail: of kind memory, how many of the last queries are compared with a peer, which could not do all
     note: for people, what the rest doesn't tell
     headline: show it in README.md
@@ -136,16 +154,17 @@ class Case:
     peers: tuple[str, ...] = ("sdpa",)
     op: str = "attention"
     passes: Passes = "forward"
-    mask: Band | Holes | None = None
+    mask: Pattern | None = None
     dtype: str = "float32"
     layout: Literal["BHLD", "BLHD"] = "BHLD"
     pair_bias: bool = False
-    kind: Literal["time", "scaling", "memory"] = "time"
+    kind: Literal["time", "scaling", "memory", "growth"] = "time"
     threads: int = 1
     bound: Literal["fma", "bandwidth"] = "fma"
     capability: str | None = None
     memory: bool = False
     tail: int = 0
+    lengths: tuple[int, ...] = ()
     note: str = ""
     headline: bool = False
     group: str = ""
@@ -157,10 +176,10 @@ class Case:
     @property
     def title(self) -> str:
         if self.op == "multihead_attention":
-            return LAYER_PASSES[self.passes]
-        kind = {"time": "", "scaling": f"{self.threads} threads, ", "memory": "peak memory, "}[self.kind]
+            return LAYER_PASSES[self.passes] + ("" if self.mask is None else f", {self.mask}")
+        kind = {"scaling": f"{self.threads} threads, ", "memory": "peak memory, ", "growth": "growth, "}
         parts = [PASSES[self.passes], "dense" if self.mask is None else str(self.mask), self.note]
-        return kind + ", ".join(part for part in parts if part)
+        return kind.get(self.kind, "") + ", ".join(part for part in parts if part)
 
     @property
     def pairs(self) -> int:

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["bytes_text", "case_text", "machine_text", "requirement_text", "seconds_text", "summary_text"]
+__all__ = [
+    "bytes_text",
+    "case_text",
+    "growth_text",
+    "machine_text",
+    "requirement_text",
+    "seconds_text",
+    "summary_text",
+]
 
 Entry = dict[str, Any]
 
@@ -31,6 +39,8 @@ def percent(share: float) -> str:
 
 
 def value_text(figure: str, value: float) -> str:
+    if figure in ("growth", "memory_growth"):
+        return f"{value:.2f}"
     return percent(value) if figure == "share" else f"{value:.3g}x"
 
 
@@ -44,6 +54,8 @@ def requirement_text(requirement: Entry, titles: dict[str, str]) -> str:
         "scaling": "one thread / two",
         "memory_ratio": f"memory, {peer} / ours",
         "memory": "peak / bytes of the tensors",
+        "growth": "time grows as N to the",
+        "memory_growth": "memory grows as N to the",
     }[requirement["figure"]]
     sign = "≤" if requirement["at_most"] else "≥"
     return f"{what} {sign} {value_text(requirement['figure'], requirement['bound'])}"
@@ -92,6 +104,17 @@ def contender_text(name: str, figures: Entry, entry: Entry) -> str:
     return f"    {figures['title']:<26} " + "; ".join(parts)
 
 
+def growth_text(growth: Entry) -> str:
+    """Time and memory at every length, and the powers that fit them."""
+    shown = {"seconds": seconds_text, "bytes": bytes_text}
+    parts = []
+    for name, text in shown.items():
+        if name in growth:
+            values = ", ".join(f"{N}: {text(value)}" for N, value in growth[name].items())
+            parts.append(f"{values}; fits N to the {growth['exponents'][name]:.2f}")
+    return "; ".join(parts)
+
+
 def case_text(entry: Entry) -> str:
     """What one case gave, in a few lines."""
     threads = "" if entry["threads"] == 1 else f", {entry['threads']} threads"
@@ -99,6 +122,8 @@ def case_text(entry: Entry) -> str:
     if entry["status"] != "measured":
         return f"{lines[0]}\n    {entry['status']}, no figure: {entry['reason']}"
     lines += [contender_text(name, figures, entry) for name, figures in entry["contenders"].items()]
+    if "growth" in entry:
+        lines.append(f"    {growth_text(entry['growth'])}")
     if "scaling" in entry:
         lines.append(f"    {'FMA loop (control)':<26} scaling {entry['scaling']['control']:.2f}x")
     lines += [

@@ -71,7 +71,7 @@ def test_a_quick_run_writes_figures_and_a_plot(monkeypatch, tmp_path, capsys):
 
 def test_an_unknown_case_is_an_error(capsys):
     assert run.main(["--quick", "--case", "no-such-case"]) == 2
-    assert "no case no-such-case; there are: both-causal," in capsys.readouterr().err
+    assert "no case no-such-case; there are: both-bigbird," in capsys.readouterr().err
 
 
 def scaled(factor):
@@ -178,6 +178,22 @@ def test_scaling_has_a_control():
     assert measured["scaling"]["ours"] == ours
 
 
+def test_growth_is_measured_at_every_length(monkeypatch, tmp_path, capsys):
+    requirements = (
+        Requirement("growth", 9.0, needs="generic"),
+        Requirement("memory_growth", 9.0, needs="generic"),
+    )
+    case = replace(TINY, kind="growth", peers=(), lengths=(32, 64), mask=CAUSAL, requirements=requirements)
+    monkeypatch.setattr(run, "CASES", [case])
+    assert run.main(["--quick", "--output", str(tmp_path)]) == 0
+    (entry,) = json.loads((tmp_path / "attention.json").read_text())["entries"]
+    assert [*entry["growth"]["seconds"]] == ["32", "64"]
+    assert [r["verdict"] for r in entry["requirements"]] == ["met", "not judged"]
+    assert "time grows as N to the ≤ 9.00" in capsys.readouterr().out
+    (line,) = (x for x in table.section(tmp_path).splitlines() if x.startswith("| growth"))
+    assert line.count("|") == table.HEADER.count("|")
+
+
 # verdicts
 
 
@@ -227,6 +243,12 @@ def memory(ours, peer):
         (Requirement("memory_ratio", 10, "p", "generic"), memory(100, 1200), 12.0, "met"),
         (Requirement("memory_ratio", 10, "p", "generic"), memory(100, 900), 9.0, "missed"),
         (Requirement("memory_ratio", 10, "p", "generic"), {}, None, "not judged"),
+        (
+            Requirement("growth", 1.1, needs="generic"),
+            {"growth": {"exponents": {"seconds": 1.2}}},
+            1.2,
+            "missed",
+        ),
         (
             Requirement("memory", 3, needs="generic"),
             {"contenders": {"ours": {"memory": {"total": 310}}}},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..cases import Case
-from . import attention, layers, linear
+from . import attention, layers, linear, sparse
 
 __all__ = ["CASES", "operators"]
 
@@ -16,9 +16,11 @@ def _grouped(heading: str, cases: list[Case], op: str = "attention") -> list[Cas
 
 CASES: tuple[Case, ...] = (
     *(case for heading, cases in attention.GROUPS.items() for case in _grouped(heading, cases)),
+    *(case for heading, cases in sparse.GROUPS.items() for case in _grouped(heading, cases)),
     *_grouped("Linear attention", linear.LINEAR_ATTENTION, "linear_attention"),
     *_grouped("The delta rule", linear.DELTA_RULE, "delta_rule"),
     *_grouped("The layer, of width E = H x D", layers.LAYER, "multihead_attention"),
+    *_grouped("Sparse layers, of width E = H x D", sparse.LAYERS, "multihead_attention"),
 )
 
 
