@@ -48,7 +48,9 @@ def with_weights_of(theirs):
 
 
 @pytest.mark.parametrize("padded", [0, 5])
-@pytest.mark.parametrize("tokens", [[[], []], [[0], [0]], [[0, 1, 30], [7]], [[], [2, 40]]])
+@pytest.mark.parametrize(
+    "tokens", [[[], []], [[0], [0]], [[0, 1, 30], [7]], [[], [2, 40]], [[0, 3, 4, 7, 29], [1]]]
+)
 def test_output_and_gradients_are_those_of_transformers(tokens, padded):
     torch.manual_seed(0)
     theirs = transformers_layer()
@@ -96,7 +98,7 @@ MASKS = {
 
 
 @pytest.mark.parametrize("mask", [None, *MASKS])
-@pytest.mark.parametrize("tokens", [0, 3, [5, 11]])
+@pytest.mark.parametrize("tokens", [0, 6, [5, 11]])  # more than a head has columns, and fewer
 @pytest.mark.parametrize("batch_first", [True, False])
 def test_a_layer_is_attention_with_its_pattern(batch_first, tokens, mask):
     layer, dense = (
@@ -187,6 +189,22 @@ def test_state_dict_travels_and_compiles():
         assert_close(same(x, x, x, need_weights=False)[0], expected)
     exported = torch.export.export(layer, (x, x, x), {"need_weights": False})
     assert_close(exported.module()(x, x, x, need_weights=False)[0], expected)
+
+
+@pytest.mark.parametrize("tokens", [2, 6])
+def test_autocast_and_dropout(tokens):
+    layer = LongformerAttention(E, H, dropout=0.5, window=4, global_tokens=tokens, batch_first=True)
+    torch.nn.init.normal_(layer.global_in_proj_bias)
+    x = torch.randn(1, 20, E)
+    exact = layer.eval()(x, x, x)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        out = layer(x, x, x)[0]
+        assert out.dtype == torch.bfloat16
+    assert_close(out.float(), exact, atol=0.03, rtol=0.03)
+    layer.train()
+    torch.manual_seed(0)
+    total = sum(layer(x, x, x, need_weights=False)[0].detach() for _ in range(2000)) / 2000
+    assert_close(total, exact, atol=0.1, rtol=0.1)  # the mean of the draws
 
 
 def test_replace_attention():

@@ -145,24 +145,67 @@ class LongformerAttention(SparseAttention):
         if not rows.numel() or not Lq:
             return attended, weights
         x = query if batch_first else query.transpose(0, 1)
-        q, k, v = self._project_global(_take(x, rows), key, value, batch_first)
         if attn_mask is not None:
             attn_mask = _rows_of(attn_mask, rows, (*q.shape[:2], Lq, Lk))
-        mask, bias = MultiheadAttention._masks(self, q, k, key_padding_mask, attn_mask)
-        seen_by_global, their_weights = self._attend(q, k, v, mask, bias, need_weights)
+        make = self._few_global if rows.shape[1] < self.head_dim else self._many_global
+        seen_by_global, their_weights = make(
+            _take(x, rows), key, value, key_padding_mask, attn_mask, need_weights, batch_first
+        )
         attended = _put(attended, rows, valid, seen_by_global)
         return attended, weights if weights is None else _put(weights, rows, valid, their_weights)
 
-    def _project_global(
-        self, tokens: Tensor, key: Tensor, value: Tensor, batch_first: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The global tokens (N, G, E), keys and values by their projections, as (N, H, length, D)."""
-        bias = self.global_in_proj_bias
-        b_q, b_k, b_v = (None, None, None) if bias is None else bias.chunk(3)
+    def _many_global(
+        self,
+        tokens: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None,
+        attn_mask: Tensor | Mask | None,
+        need_weights: bool,
+        batch_first: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """What the global tokens (N, G, E) see: (N, H, G, D), and the weights if wanted."""
+        b_q, b_k, b_v = self._global_biases()
         q = self._heads(F.linear(tokens, self.global_q_proj_weight, b_q), True)
         k = self._heads(F.linear(key, self.global_k_proj_weight, b_k), batch_first)
         v = self._heads(F.linear(value, self.global_v_proj_weight, b_v), batch_first)
-        return q, k, v
+        mask, bias = MultiheadAttention._masks(self, q, k, key_padding_mask, attn_mask)
+        return self._attend(q, k, v, mask, bias, need_weights)
+
+    def _few_global(
+        self,
+        tokens: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None,
+        attn_mask: Tensor | Mask | None,
+        need_weights: bool,
+        batch_first: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The same without a projection of every key and value, which costs more than few tokens do.
+
+        (W k + b) . q is k . (W^T q), up to what a softmax ignores, and sum_j p_j (W v_j + b) is
+        W (sum_j p_j v_j) + b sum_j p_j.
+        """
+        b_q, _, b_v = self._global_biases()
+        heads = (self.num_heads, self.head_dim)
+        q = self._heads(F.linear(tokens, self.global_q_proj_weight, b_q), True)
+        q = q @ self.global_k_proj_weight.unflatten(0, heads)  # (N, H, G, kdim)
+        q = q * (self.kdim / self.head_dim) ** 0.5  # the scores are scaled by kdim**-0.5
+        k, v = (x if batch_first else x.transpose(0, 1) for x in (key, value))
+        if b_v is not None:
+            v = F.pad(v, (0, 1), value=1.0)  # the last column of the result is sum_j p_j
+        k, v = k.unsqueeze(1), v.unsqueeze(1)
+        mask, bias = MultiheadAttention._masks(self, q, k, key_padding_mask, attn_mask)
+        sums, weights = self._attend(q, k, v, mask, bias, need_weights)
+        attended = sums[..., : self.vdim] @ self.global_v_proj_weight.unflatten(0, heads).mT
+        if b_v is not None:
+            attended = attended + sums[..., self.vdim :] * b_v.unflatten(0, heads)[:, None]
+        return attended, weights
+
+    def _global_biases(self) -> tuple[Tensor | None, ...]:
+        bias = self.global_in_proj_bias
+        return (None, None, None) if bias is None else bias.chunk(3)
 
     def extra_repr(self) -> str:
         return f"window={self.window}, global_tokens={self.global_tokens}"
