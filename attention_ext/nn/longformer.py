@@ -243,7 +243,7 @@ def _put(x: Tensor, rows: Tensor, valid: Tensor, values: Tensor) -> Tensor:
     n, heads, length, width = x.shape
     hit = torch.zeros(rows.shape[0], length, dtype=torch.int64, device=x.device)
     hit = hit.scatter_add(1, rows, valid.long())[:, None, :, None] > 0
-    values = values.masked_fill(~valid[:, None, :, None], 0.0)
+    values = values.masked_fill(~valid[:, None, :, None], 0.0).to(x.dtype)
     index = rows[:, None, :, None].expand(n, heads, -1, width)
     return x.masked_fill(hit, 0.0).scatter_add(2, index, values)
 
