@@ -21,6 +21,7 @@ from benchmarks.effort import QUICK
 from benchmarks.figures import judge
 from benchmarks.measure import measure_time
 from benchmarks.memory import measure_memory
+from benchmarks.patterns import Documents
 from benchmarks.registry import CASES, operators
 from benchmarks.scaling import measure_scaling
 from benchmarks.worker import run_apart
@@ -280,6 +281,14 @@ def test_peak_memory_counts_what_a_call_needs():
     assert case.tensor_bytes <= ours["call"] < N * N / 2
     assert masked["call"] >= N * N  # the bool mask
     assert 0 <= ours["difference"] < 1e-4
+
+
+def test_the_backward_with_a_table_takes_what_its_tiles_need():
+    case = Case("d", plain(1, 1, 32768, 16), kind="memory", passes="both", mask=Documents(64))
+    measured = run_apart(measure_memory, case, "ours")
+    if measured is None:
+        pytest.skip("this system does not tell peak memory: it has no /proc/self/clear_refs")
+    assert measured["call"] < 3 * case.tensor_bytes
 
 
 def test_a_wrong_tail_is_found(monkeypatch):
