@@ -12,9 +12,20 @@ from torch import Tensor
 
 from .._ops.transforms import register_pytree_class, transforms_active
 from . import _lowering, _tiles
-from ._lowering import NO_MASK, UNBOUNDED, LoweredMask, Program, lower_program, meet
+from ._kept import KeptTables
+from ._lowering import (
+    NO_MASK,
+    UNBOUNDED,
+    LoweredMask,
+    Program,
+    check_heads,
+    is_built,
+    lower_program,
+    meet,
+)
 
 _DENSITY_CHUNK = 2**24  # pairs looked at together
+_tables = KeptTables(most=64)
 
 
 class Rule(NamedTuple):
@@ -245,9 +256,24 @@ class Mask:
         return self._lower_to_table(B, Hq, Lq, Lk)
 
     def _lower_to_table(self, B: int, Hq: int, Lq: int, Lk: int) -> LoweredMask:
+        tensors = self._tensors()
+        keepable = tensors and not torch.compiler.is_compiling() and not transforms_active()
+        if not keepable or None in self._versions() or any(type(t) is not Tensor for t in tensors):
+            return NO_MASK._replace(block_table=self._new_table(B, Hq, Lq, Lk))
+        key = self._key(), Lq, Lk
+        table = _tables.get(key)
+        if table is not None:
+            check_heads(table, B, Hq)
+        else:
+            table = self._new_table(B, Hq, Lq, Lk)
+            if is_built(table):
+                _tables.keep(key, tensors, table)
+        return NO_MASK._replace(block_table=table)
+
+    def _new_table(self, B: int, Hq: int, Lq: int, Lk: int) -> list[Tensor]:
         program = Program()
         self._emit(program)
-        return NO_MASK._replace(block_table=lower_program(program, Lq, Lk, B, Hq))
+        return lower_program(program, Lq, Lk, B, Hq)
 
     def _rule(self) -> Rule | None:
         """The mask as a band, if it is one for all sizes."""
