@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import reduce
 from operator import and_, or_
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,36 +23,10 @@ from ._lowering import (
     lower_program,
     meet,
 )
+from ._rule import Rule, band_density, unbounded
 
 _DENSITY_CHUNK = 2**24  # pairs looked at together
 _tables = KeptTables(most=64)
-
-
-class Rule(NamedTuple):
-    """A band, without sizes: lower <= j - p <= upper, and j - p is phase modulo dilation.
-
-    p is i' = i + Lk - Lq, or i where not at_end.
-    """
-
-    lower: int
-    upper: int
-    dilation: int
-    phase: int
-    at_end: bool
-
-    def band(self, Lq: int, Lk: int) -> list[int]:
-        shift = Lk - Lq if self.at_end else 0
-        lower, upper = (n if _unbounded(n) else n + shift for n in self[:2])
-        phase = (self.phase + shift) % self.dilation if self.dilated else 0
-        return [lower, upper, self.dilation, phase, 0, 0]
-
-    @property
-    def dilated(self) -> bool:
-        return self.dilation != 1
-
-
-def _unbounded(n: int) -> bool:
-    return isinstance(n, int) and abs(n) == UNBOUNDED
 
 
 class Mask:
@@ -177,7 +151,7 @@ class Mask:
             return 0.0
         rule = self._rule()
         if rule is not None and not rule.dilated:
-            return _band_density(rule, Lq, Lk)
+            return band_density(rule, Lq, Lk)
         if not self._plain:
             return _tiles.table_density(self._table(Lq, Lk), Lq, Lk)
         j = torch.arange(Lk, device=self._device())[None, :]
@@ -427,9 +401,9 @@ class Complement(_Compound):
             return other([~part for part in self.mask.parts])._rule()
         if rule is None or rule.dilated:
             return None
-        if _unbounded(rule.lower) and not _unbounded(rule.upper):
+        if unbounded(rule.lower) and not unbounded(rule.upper):
             return rule._replace(lower=rule.upper + 1, upper=UNBOUNDED)
-        if _unbounded(rule.upper) and not _unbounded(rule.lower):
+        if unbounded(rule.upper) and not unbounded(rule.lower):
             return rule._replace(lower=-UNBOUNDED, upper=rule.lower - 1)
         return None
 
@@ -445,14 +419,6 @@ def _parts(mask: Mask, kind: type[_Compound]) -> tuple[Mask, ...]:
 def _repr_inside(part: Mask, kind: type[_Compound]) -> str:
     needs = isinstance(part, Union) or (kind is Complement and isinstance(part, Intersection))
     return f"({part!r})" if needs and kind is not Union else repr(part)
-
-
-def _band_density(rule: Rule, Lq: int, Lk: int) -> float:
-    lower, upper = rule.band(Lq, Lk)[:2]
-    i = torch.arange(Lq)
-    first = torch.zeros_like(i) if _unbounded(lower) else (i + lower).clamp(min=0)
-    end = torch.full_like(i, Lk) if _unbounded(upper) else (i + upper + 1).clamp(max=Lk)
-    return float((end - first).clamp(min=0).sum()) / (Lq * Lk)
 
 
 def _version(tensor: Any) -> int | None:
