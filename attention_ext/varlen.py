@@ -82,7 +82,7 @@ def attention_jagged(
     tensors = {"query": query, "key": key, "value": value}
     for name, t in tensors.items():
         _check_jagged(name, t)
-    if value.shape[2] != key.shape[2]:
+    if not _same_lengths(key, value):
         raise ValueError(f"value: expected the lengths of key, {key.shape[2]}, got {value.shape[2]}")
     packed = [t.transpose(1, 2).values() for t in tensors.values()]
     result = attention_varlen(*packed, query.offsets(), key.offsets(), return_lse=return_lse, **options)
@@ -101,6 +101,13 @@ def _check_jagged(name: str, t: Tensor) -> None:
         raise ValueError(f"{name}: expected shape (B, H, L, D) with L different in each row, got {t.shape}")
     if t.lengths() is not None:
         raise ValueError(f"{name}: expected rows without holes between them; {name}.contiguous() closes them")
+
+
+def _same_lengths(key: Tensor, value: Tensor) -> bool:
+    """Nested tensors made one by one have lengths of different names, which may be equal all the same."""
+    if key.shape[2] == value.shape[2]:
+        return True
+    return not torch.compiler.is_compiling() and torch.equal(key.offsets(), value.offsets())
 
 
 def _cut_alike(packed: Packed) -> bool:

@@ -12,10 +12,12 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 import attention_ext as ax
 
-from .cases import CAUSAL, Band, Case, Holes
+from .cases import CAUSAL, Case
 from .contender import Contender, Inputs, Work
+from .mask_forms import dense_mask, flex_function, mask_of
+from .patterns import BigBird
 
-__all__ = ["CONTENDERS", "dense_mask", "mask_of", "on_tensors"]
+__all__ = ["CONTENDERS", "on_tensors"]
 
 Forward = Callable[..., Tensor]  # of query, key, value and, where the case has one, the bias
 
@@ -29,30 +31,6 @@ def on_tensors(make: Callable[[Case], Forward]) -> Callable[[Case, Inputs], Work
         return Work(lambda: forward(*tensors), leaves)
 
     return build
-
-
-def mask_of(case: Case) -> ax.masks.Mask | None:
-    """The mask as a user of attention_ext would write it."""
-    s, mask = case.shape, case.mask
-    if mask is None:
-        return None
-    if isinstance(mask, Band):
-        return ax.masks.Causal() if mask == CAUSAL else ax.masks.SlidingWindow(mask.left, mask.right)
-    keep = dense_mask(mask, s.Lq, s.Lk)
-    return ax.masks.KeyPadding(keep[:1].expand(s.B, s.Lk)) if mask.keys_only else ax.masks.Dense(keep)
-
-
-def dense_mask(mask: Band | Holes, Lq: int, Lk: int) -> Tensor:
-    """bool (Lq, Lk), True = attend."""
-    i, j = torch.arange(Lq)[:, None], torch.arange(Lk)
-    if isinstance(mask, Holes):
-        return ((j if mask.keys_only else i + j) % mask.step != 0).expand(Lq, Lk)
-    keep = torch.ones(Lq, Lk, dtype=torch.bool)
-    if mask.left is not None:
-        keep &= j - i >= -mask.left
-    if mask.right is not None:
-        keep &= j - i <= mask.right
-    return keep
 
 
 def ours(case: Case) -> Forward:
@@ -110,13 +88,11 @@ def sdpa_blocks(case: Case) -> Forward:
 
 def flex(case: Case) -> Forward:
     """Compiled FlexAttention; on the CPU it has no backward."""
-    left, right = case.mask.left, case.mask.right
-
-    def allowed(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        return (j >= i - left) & (j <= i + right)
-
-    block_mask = create_block_mask(allowed, None, None, case.shape.Lq, case.shape.Lk, device="cpu")
-    compiled = torch.compile(flex_attention, fullgraph=True)
+    allowed, (Lq, Lk) = flex_function(case.mask, case.shape.Lk), (case.shape.Lq, case.shape.Lk)
+    block = case.mask.block if isinstance(case.mask, BigBird) else 128
+    block_mask = create_block_mask(allowed, None, None, Lq, Lk, device="cpu", BLOCK_SIZE=block)
+    torch._dynamo.reset()  # a second shape would be compiled for all shapes, and run many times slower
+    compiled = torch.compile(flex_attention, fullgraph=True, dynamic=False)
     return lambda q, k, v: compiled(q, k, v, block_mask=block_mask)
 
 

@@ -11,13 +11,14 @@ from . import (
     linear_peers,
     linear_step_peers,
     onnxruntime_peers,
+    sparse_peers,
 )
 from .contender import Contender
 
 __all__ = ["CONTENDERS", "REFERENCE"]
 
 CONTENDERS: dict[str, dict[str, Contender]] = {
-    "attention": attention_peers.CONTENDERS | onnxruntime_peers.CONTENDERS,
+    "attention": attention_peers.CONTENDERS | onnxruntime_peers.CONTENDERS | sparse_peers.CONTENDERS,
     "delta_rule": linear_peers.DELTA_RULE | fla_peers.DELTA_RULE,
     "linear_attention": (
         linear_peers.LINEAR_ATTENTION | fla_peers.LINEAR_ATTENTION | fast_transformers_peer.LINEAR_ATTENTION

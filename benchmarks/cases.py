@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["CAUSAL", "FEATURES", "Band", "Case", "Holes", "Requirement", "Shape", "plain"]
+from .patterns import BigBird, Documents, Grid, Longformer, Table
 
-Figure = Literal["ratio", "share", "overhead", "scaling", "memory", "memory_ratio"]
+__all__ = ["CAUSAL", "FEATURES", "Band", "Case", "Holes", "Pattern", "Requirement", "Shape", "plain"]
+
+__all__ = ["CAUSAL", "Band", "Case", "Holes", "Pattern", "Requirement", "Shape", "plain"]
+
+Figure = Literal["ratio", "share", "overhead", "scaling", "memory", "memory_ratio", "growth", "memory_growth"]
 Passes = Literal["forward", "backward", "both"]
 PASSES = {"forward": "forward", "backward": "backward", "both": "forward + backward"}
 LAYER_PASSES = {"forward": "layer, eval", "both": "layer, training step"}
@@ -31,6 +35,10 @@ class Band:
             total += max(0, end - first)
         return total
 
+    def shrunk(self, N: int) -> Band:
+        """Its like for few positions."""
+        return self if self.left is None else Band(N // 8 - 1, self.right)
+
     def __str__(self) -> str:
         return "causal" if self == CAUSAL else f"window {self.left + 1}"
 
@@ -53,8 +61,15 @@ class Holes:
         hidden = sum(len(range(0 if self.keys_only else -i % self.step, Lk, self.step)) for i in range(Lq))
         return Lq * Lk - hidden
 
+    def shrunk(self, N: int) -> Holes:
+        """Its like for few positions."""
+        return self
+
     def __str__(self) -> str:
         return "padding in every tile" if self.keys_only else "holes in every tile"
+
+
+Pattern = Band | Holes | BigBird | Documents | Grid | Longformer | Table
 
 
 @dataclass(frozen=True)
@@ -92,6 +107,8 @@ class Requirement:
       scaling       time on one thread over time on `threads` threads, at least
       memory        peak memory over the bytes of the inputs, the output and their gradients, at most
       memory_ratio  what the peer's call takes beyond its inputs over what ours does, at least
+      growth        p of the power N**p that fits our times over the lengths, at most
+      memory_growth the same of what our call takes beyond its inputs
     peer: the one compared with, of ratio, overhead and memory_ratio
     needs: the instruction set below which the bound does not apply
     control: on several threads, judged only where an FMA loop scales by this
@@ -105,7 +122,7 @@ class Requirement:
 
     @property
     def at_most(self) -> bool:
-        return self.figure in ("overhead", "memory")
+        return self.figure in ("overhead", "memory", "growth", "memory_growth")
 
 
 @dataclass(frozen=True)
@@ -117,7 +134,8 @@ class Case:
         linear_attention_step  one token of it, unnormalised and with decays, in place on the states
         delta_rule             with keys of length 1 and a beta per token
         performer              causal linear attention on positive random features, normalised
-        multihead_attention    the layer, of width E = H * D; forward is eval, both a training step
+        multihead_attention    the layer, of width E = H * D; forward is eval, both a training step; of a
+                               Longformer or BigBird mask the layer that has it
     passes: backward and both make the gradients of all inputs (of the layer: of its weights as well)
     layout: BLHD are views (B, H, L, D) of tensors that lie as (B, L, H, D)
     pair_bias: add a bias (H, Lq, Lk), shared by all B, which wants a gradient
@@ -127,9 +145,11 @@ class Case:
           scaling    wall time on 1 and on `threads` threads, interleaved with an FMA loop doing the same
           memory     peak memory of a process that does nothing else
           crossover  from which length on ours is faster than its one peer, which computes something else
+          growth     time and peak memory of ours at each of `lengths`, without peers
     bound: the machine's limit that `share` is taken of: operations, bytes read, bytes changed in place
     capability: the instruction set forced on us, None = the best; runs in a process of its own
     memory: measure the peak memory of a call, too
+    lengths: of kind growth, what takes the place of the shape's lengths
     tail: of kind memory, how many of the last queries are compared with a peer, which could not do all
     note: for people, what the rest doesn't tell
     headline: show it in README.md
@@ -142,17 +162,18 @@ class Case:
     peers: tuple[str, ...] = ("sdpa",)
     op: str = "attention"
     passes: Passes = "forward"
-    mask: Band | Holes | None = None
+    mask: Pattern | None = None
     dtype: str = "float32"
     layout: Literal["BHLD", "BLHD"] = "BHLD"
     pair_bias: bool = False
     variant: Literal["", "plain", "decay"] = ""
-    kind: Literal["time", "scaling", "memory", "crossover"] = "time"
+    kind: Literal["time", "scaling", "memory", "crossover", "growth"] = "time"
     threads: int = 1
     bound: Literal["fma", "bandwidth", "update"] = "fma"
     capability: str | None = None
     memory: bool = False
     tail: int = 0
+    lengths: tuple[int, ...] = ()
     note: str = ""
     headline: bool = False
     group: str = ""
@@ -164,11 +185,11 @@ class Case:
     @property
     def title(self) -> str:
         if self.op == "multihead_attention":
-            return LAYER_PASSES[self.passes]
-        kinds = {"scaling": f"{self.threads} threads", "memory": "peak memory", "crossover": "crossover"}
-        kind = f"{kinds[self.kind]}, " if self.kind in kinds else ""
+            return LAYER_PASSES[self.passes] + ("" if self.mask is None else f", {self.mask}")
+        kinds = {"scaling": f"{self.threads} threads", "memory": "peak memory"}
+        kind = f"{kinds.get(self.kind, self.kind)}, " if self.kind != "time" else ""
         parts = [PASSES[self.passes], "dense" if self.mask is None else str(self.mask), self.note]
-        return kind + ", ".join(part for part in parts if part)
+        return kind.get(self.kind, "") + ", ".join(part for part in parts if part)
 
     @property
     def pairs(self) -> int:

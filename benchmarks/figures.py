@@ -59,7 +59,7 @@ def entry_of(case: Case, measured: dict[str, Any]) -> dict[str, Any]:
             if name == "ours" or case.capability is None:  # a peer keeps its own instruction set
                 figures["share"] = figures["rate"] / measured["peak_rate"]
     mine = contenders["ours"]
-    if "seconds_min" in mine:
+    if "seconds_min" in mine and len(contenders) > 1:
         entry["ratios"] = {
             name: {key: figures[f"seconds_{key}"] / mine[f"seconds_{key}"] for key in ("min", "median")}
             for name, figures in contenders.items()
@@ -96,6 +96,10 @@ def value_of(requirement: Requirement, entry: dict[str, Any]) -> float | None:
                 for name in (requirement.peer, "ours")
             ]
             return None if None in calls else calls[0] / calls[1]
+        case "growth":
+            return entry["growth"]["exponents"]["seconds"]
+        case "memory_growth":
+            return entry["growth"]["exponents"].get("bytes")
         case "memory":
             return entry["contenders"]["ours"]["memory"]["total"] / entry["tensor_bytes"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from .agreement import check_agreement
 from .baselines import CONTENDERS
-from .cases import Band, Case
+from .cases import Case
 from .clocks import thread_seconds
 from .contender import Inputs, Results, make_call, make_inputs
 from .measure import conditions
@@ -32,11 +32,9 @@ def forget_peak() -> None:
 
 def warm_up(case: Case, contender: str) -> None:
     """Loads what a first call loads: code and thread-local buffers are not the call's memory."""
-    s, w = case.shape, 16
-    window = isinstance(case.mask, Band) and case.mask.left is not None
-    mask = replace(case.mask, left=w - 1) if window else case.mask
-    small = replace(s, Lq=min(s.Lq, 4 * w), Lk=min(s.Lk, 4 * w))
-    tiny = replace(case, shape=small, mask=mask)
+    s, N = case.shape, 256
+    mask = None if case.mask is None else case.mask.shrunk(N)
+    tiny = replace(case, shape=replace(s, Lq=min(s.Lq, N), Lk=min(s.Lk, N)), mask=mask)
     make_call(tiny, CONTENDERS[case.op][contender], make_inputs(tiny))()
 
 

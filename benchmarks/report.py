@@ -8,6 +8,7 @@ __all__ = [
     "bytes_text",
     "case_text",
     "crossover_text",
+    "growth_text",
     "machine_text",
     "requirement_text",
     "seconds_text",
@@ -39,6 +40,8 @@ def percent(share: float) -> str:
 
 
 def value_text(figure: str, value: float) -> str:
+    if figure in ("growth", "memory_growth"):
+        return f"{value:.2f}"
     return percent(value) if figure == "share" else f"{value:.3g}x"
 
 
@@ -52,6 +55,8 @@ def requirement_text(requirement: Entry, titles: dict[str, str]) -> str:
         "scaling": "one thread / two",
         "memory_ratio": f"memory, {peer} / ours",
         "memory": "peak / bytes of the tensors",
+        "growth": "time grows as N to the",
+        "memory_growth": "memory grows as N to the",
     }[requirement["figure"]]
     sign = "≤" if requirement["at_most"] else "≥"
     return f"{what} {sign} {value_text(requirement['figure'], requirement['bound'])}"
@@ -112,6 +117,17 @@ def crossover_text(entry: Entry) -> str:
     return f"{verdict} (ours to {peer}: {times})"
 
 
+def growth_text(growth: Entry) -> str:
+    """Time and memory at every length, and the powers that fit them."""
+    shown = {"seconds": seconds_text, "bytes": bytes_text}
+    parts = []
+    for name, text in shown.items():
+        if name in growth:
+            values = ", ".join(f"{N}: {text(value)}" for N, value in growth[name].items())
+            parts.append(f"{values}; fits N to the {growth['exponents'][name]:.2f}")
+    return "; ".join(parts)
+
+
 def case_text(entry: Entry) -> str:
     """What one case gave, in a few lines."""
     threads = "" if entry["threads"] == 1 else f", {entry['threads']} threads"
@@ -122,6 +138,8 @@ def case_text(entry: Entry) -> str:
         return "\n".join([*lines, f"    {crossover_text(entry)}"])
     lines += [contender_text(name, figures, entry) for name, figures in entry["contenders"].items()]
     lines += [f"    {name} left out: {reason}" for name, reason in entry.get("left_out", {}).items()]
+    if "growth" in entry:
+        lines.append(f"    {growth_text(entry['growth'])}")
     if "scaling" in entry:
         lines.append(f"    {'FMA loop (control)':<26} scaling {entry['scaling']['control']:.2f}x")
     lines += [

@@ -22,6 +22,7 @@ from .cases import Case
 from .crossover import measure_crossover
 from .effort import FULL, QUICK, Effort
 from .figures import entry_of, no_entry
+from .growth import measure_growth
 from .measure import Progress, chosen_peers, measure_time, no_progress
 from .memory import measure_memory
 from .plot import draw
@@ -70,6 +71,8 @@ def measured_by_kind(case: Case, effort: Effort, progress: Progress) -> dict[str
         return memory and {"contenders": {"ours": {"memory": memory}}}
     if case.kind == "crossover":
         return measure_crossover(case, effort, progress)
+    if case.kind == "growth":
+        return measure_growth(case, effort, progress)
     if case.kind == "scaling":
         # Threads that just ran spin for a while, and the cases of one thread would not be alone.
         progress("in a process of its own")

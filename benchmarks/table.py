@@ -13,6 +13,7 @@ from typing import Any
 from .report import (
     bytes_text,
     crossover_text,
+    growth_text,
     machine_text,
     memory_text,
     percent,
@@ -91,6 +92,9 @@ def rows(entry: dict[str, Any]) -> list[str]:
         return [scaling_row(title, entry)]
     if entry["kind"] == "crossover":
         return [row(title, crossover_text(entry), "", "", "", "", "")]
+    if entry["kind"] == "growth":
+        required_text = required(entry["requirements"], {})
+        return [row(title, growth_text(entry["growth"]), "", "", "", "", required_text)]
     if entry["kind"] == "memory":
         memory = bytes_text(entry["contenders"]["ours"]["memory"]["total"])
         note = f"{memory}, inputs included; the tensors are {bytes_text(entry['tensor_bytes'])}"

@@ -259,3 +259,29 @@ def test_merged_parts_are_the_whole(mask, cuts, dtype):
         return reference.attention(query, key, value, mask=mask, sinks=sinks, return_lse=True)
 
     assert_matches(in_parts, *make_qkv(shape, dtype), torch.randn(shape.Hq, dtype=dtype), against=whole)
+
+
+# chunks of key blocks: neighbouring ones where queries see few of them, else dealt out
+
+LONG = Shape(1, 4, 2, 1122, 1122, 4, 4)
+TABLES = {
+    "documents": masks.Documents(torch.arange(1122) // 100),
+    "window_and_tokens": masks.SlidingWindow(30, 30) | masks.Dense(torch.arange(1122) == 3),
+    "global": masks.SlidingWindow(30, 30) | masks.Global([3, 700]),
+    "grid": masks.Neighborhood((33, 34), 5),
+    "random": masks.Blocks(torch.rand(4, 18, 18) > 0.8, 64),
+    "triangle": masks.Causal() & masks.Dense(torch.arange(1122) % 3 > 0),
+    "few": masks.Documents(torch.where(torch.arange(1122) < 900, -1, 2)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", TABLES)
+def test_chunks_with_tables(name, dtype):
+    assert_near(*make_qkv(LONG, dtype), mask=TABLES[name], return_lse=False)
+
+
+def test_chunks_with_a_table_and_fewer_queries():
+    s = LONG._replace(Lq=300)
+    mask = masks.SlidingWindow(30, 30) | masks.Dense(torch.arange(1122) == 700)
+    assert_near(*make_qkv(s, torch.float32), mask=mask & masks.KeyLengths([1000]), return_lse=False)

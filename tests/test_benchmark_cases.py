@@ -5,14 +5,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import attention_peers, fla_peers, linear_peers, onnxruntime_peers
+from benchmarks import attention_peers, fla_peers, linear_peers, onnxruntime_peers, sparse_peers
 from benchmarks.agreement import Disagreement
-from benchmarks.attention_peers import dense_mask, mask_of, on_tensors
+from benchmarks.attention_peers import on_tensors
 from benchmarks.baselines import CONTENDERS, REFERENCE
 from benchmarks.cases import CAUSAL, Band, Case, Holes, Shape, plain
 from benchmarks.contender import NotHere, make_call, make_inputs
+from benchmarks.growth import exponent
 from benchmarks.layer_peers import layer_of
+from benchmarks.mask_forms import dense_mask, mask_of
 from benchmarks.measure import check_peer
+from benchmarks.patterns import BigBird, Documents, Grid, Longformer, Table
 from benchmarks.registry import CASES, operators
 
 pytestmark = pytest.mark.once
@@ -22,11 +25,10 @@ TINY = Case("tiny", Shape(1, 2, 1, 24, 24, 8, 8))
 
 def small(case: Case) -> Case:
     """The case with few positions, and its window in proportion."""
-    s, N = case.shape, 128  # one of the longest chunks of plain torch
-    window = isinstance(case.mask, Band) and case.mask.left is not None
+    s, N = case.shape, 256  # two of the longest chunks of plain torch, and a square
     shape = replace(s, B=min(s.B, 2), H=min(s.H, 4), Hkv=min(s.Hkv, 2), Lq=min(s.Lq, N), Lk=min(s.Lk, N))
     shape = replace(shape, Hkv=shape.H) if s.Hkv == s.H else shape
-    return replace(case, shape=shape, mask=Band(15, 0) if window else case.mask)
+    return replace(case, shape=shape, mask=case.mask and case.mask.shrunk(N))
 
 
 def test_names_are_unique():
@@ -43,6 +45,7 @@ def test_a_case_is_well_formed(case):
     assert min(vars(s).values()) > 0
     assert s.H % s.Hkv == 0
     assert set(case.peers) < set(CONTENDERS[case.op])
+    assert bool(case.lengths) == (case.kind == "growth") == (not case.peers)
     assert "ours" not in case.peers
     assert case.group
     assert case.kind == "scaling" or case.threads == 1
@@ -58,6 +61,8 @@ def test_a_case_is_well_formed(case):
         "scaling": ("scaling",),
         "memory": ("memory",),
         "memory_ratio": ("time",),
+        "growth": ("growth",),
+        "memory_growth": ("growth",),
     }
     for requirement in case.requirements:
         assert case.kind in kinds[requirement.figure]
@@ -75,6 +80,7 @@ def test_ours_and_the_peers_agree(case):
     with torch.set_grad_enabled(case.grad):
         ours = make_call(case, CONTENDERS[case.op]["ours"], inputs)()
         weights = 4 if case.op == "multihead_attention" else 0
+        weights += 4 if isinstance(case.mask, Longformer) and weights else 0
         assert len(ours) == 1 + case.grad * (len(inputs.tensors) + weights)
         for name in case.peers:
             peer = CONTENDERS[case.op][name]
@@ -91,6 +97,7 @@ def test_ours_and_the_peers_agree(case):
 MASKS = [
     *(Band(None, 0), Band(3, 0), Band(2, 1), Band(None, None), Band(0, None)),
     *(Holes(3), Holes(5), Holes(20), Holes(3, keys_only=True)),
+    *(Documents(4), Longformer(2, 1), Longformer(1, 3), Table(Band(3, 0)), Table(Holes(5))),
 ]
 
 
@@ -102,6 +109,19 @@ def test_masks_count_their_pairs(mask, Lq, Lk):
     if Lq == Lk:
         ours = mask_of(replace(TINY, shape=plain(1, 1, Lq, 4), mask=mask))
         assert torch.equal(keep, ours.dense(Lq, Lk)[0, 0].expand(Lq, Lk))
+
+
+@pytest.mark.parametrize(("mask", "N"), [(BigBird(2, 2), 24), (Grid(5, 3), 25), (Grid(4, 4), 16)])
+def test_patterns_of_one_length_count_their_pairs(mask, N):
+    keep = dense_mask(mask, N, N)
+    assert mask.pairs(N, N) == keep.sum()
+    ours = mask_of(replace(TINY, shape=plain(1, 1, N, 4), mask=mask))
+    assert torch.equal(keep, ours.dense(N, N)[0, 0])
+
+
+def test_the_exponent_is_that_of_the_power():
+    assert exponent({2: 12.0, 4: 48.0, 16: 768.0}) == pytest.approx(2.0)
+    assert exponent({10: 5.0, 100: 5.0}) == pytest.approx(0.0)
 
 
 def test_operations_and_bytes():
@@ -142,6 +162,7 @@ REFUSED = replace(TINY, mask=Band(3, 1))
     [
         *((on_tensors(make), REFUSED) for make in (attention_peers.sdpa, attention_peers.sdpa_blocks)),
         (on_tensors(attention_peers.matmul), REFUSED),
+        *((on_tensors(make), REFUSED) for make in (sparse_peers.gathered_blocks, sparse_peers.as_band)),
         (on_tensors(onnxruntime_peers.multi_head), replace(REFUSED, layout="BLHD")),
         *(
             (on_tensors(make), replace(TINY, mask=CAUSAL, shape=plain(1, 2, 64, 8), variant="plain"))

@@ -22,6 +22,7 @@ from benchmarks.effort import QUICK
 from benchmarks.figures import judge
 from benchmarks.measure import measure_time
 from benchmarks.memory import measure_memory
+from benchmarks.patterns import Documents
 from benchmarks.registry import CASES, operators
 from benchmarks.scaling import measure_scaling
 from benchmarks.worker import run_apart
@@ -72,7 +73,7 @@ def test_a_quick_run_writes_figures_and_a_plot(monkeypatch, tmp_path, capsys):
 
 def test_an_unknown_case_is_an_error(capsys):
     assert run.main(["--quick", "--case", "no-such-case"]) == 2
-    assert "no case no-such-case; there are: both-causal," in capsys.readouterr().err
+    assert "no case no-such-case; there are: both-bigbird," in capsys.readouterr().err
 
 
 def scaled(factor):
@@ -215,6 +216,22 @@ def test_scaling_has_a_control():
     assert measured["scaling"]["ours"] == ours
 
 
+def test_growth_is_measured_at_every_length(monkeypatch, tmp_path, capsys):
+    requirements = (
+        Requirement("growth", 9.0, needs="generic"),
+        Requirement("memory_growth", 9.0, needs="generic"),
+    )
+    case = replace(TINY, kind="growth", peers=(), lengths=(32, 64), mask=CAUSAL, requirements=requirements)
+    monkeypatch.setattr(run, "CASES", [case])
+    assert run.main(["--quick", "--output", str(tmp_path)]) == 0
+    (entry,) = json.loads((tmp_path / "attention.json").read_text())["entries"]
+    assert [*entry["growth"]["seconds"]] == ["32", "64"]
+    assert [r["verdict"] for r in entry["requirements"]] == ["met", "not judged"]
+    assert "time grows as N to the ≤ 9.00" in capsys.readouterr().out
+    (line,) = (x for x in table.section(tmp_path).splitlines() if x.startswith("| growth"))
+    assert line.count("|") == table.HEADER.count("|")
+
+
 # verdicts
 
 
@@ -265,6 +282,12 @@ def memory(ours, peer):
         (Requirement("memory_ratio", 10, "p", "generic"), memory(100, 900), 9.0, "missed"),
         (Requirement("memory_ratio", 10, "p", "generic"), {}, None, "not judged"),
         (
+            Requirement("growth", 1.1, needs="generic"),
+            {"growth": {"exponents": {"seconds": 1.2}}},
+            1.2,
+            "missed",
+        ),
+        (
             Requirement("memory", 3, needs="generic"),
             {"contenders": {"ours": {"memory": {"total": 310}}}},
             3.1,
@@ -295,6 +318,14 @@ def test_peak_memory_counts_what_a_call_needs():
     assert case.tensor_bytes <= ours["call"] < N * N / 2
     assert masked["call"] >= N * N  # the bool mask
     assert 0 <= ours["difference"] < 1e-4
+
+
+def test_the_backward_with_a_table_takes_what_its_tiles_need():
+    case = Case("d", plain(1, 1, 32768, 16), kind="memory", passes="both", mask=Documents(64))
+    measured = run_apart(measure_memory, case, "ours")
+    if measured is None:
+        pytest.skip("this system does not tell peak memory: it has no /proc/self/clear_refs")
+    assert measured["call"] < 3 * case.tensor_bytes
 
 
 def test_a_wrong_tail_is_found(monkeypatch):

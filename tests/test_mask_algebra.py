@@ -27,6 +27,7 @@ from attention_ext.masks import (
     Union,
     from_function,
 )
+from attention_ext.masks._kept import KeptTables
 
 CPU = torch.device("cpu")
 
@@ -230,6 +231,34 @@ def test_tables_are_kept():
     assert documents.lower(1, 1, 70, 70, CPU).block_table is not table
 
 
+def test_equal_expressions_share_a_table():
+    def table(ids, *sizes):
+        return (Documents(ids) | Global(1)).lower(*sizes, 70, 70, CPU).block_table
+
+    ids = torch.arange(70) // 20
+    first = table(ids, 1, 1)
+    assert table(ids, 2, 4) is first
+    assert table(ids.clone(), 1, 1) is not first
+    with pytest.raises(ValueError, match="expected batch size 2 or 1"):
+        table(ids.repeat(3, 1), 2, 1)
+    ids[:] = 0
+    assert table(ids, 1, 1) is not first
+    assert (Documents(ids) | Global(1)).density(70, 70) == 1
+
+
+def test_tables_go_with_their_tensors():
+    tables = KeptTables(most=2)
+    one, other = torch.zeros(1), torch.zeros(1)
+    tables.keep("a", [one, other], ["table of a"])
+    tables.keep("b", [one], ["table of b"])
+    assert tables.get("a") == ["table of a"]
+    del other
+    assert tables.get("a") is None
+    for name in "cd":
+        tables.keep(name, [one], [name])
+    assert [tables.get(name) for name in "bcd"] == [None, ["c"], ["d"]]
+
+
 def test_long_masks_cost_what_they_hold():
     L, nb = 100_000, -(-100_000 // 64)
     blocks = torch.zeros(nb, nb, dtype=torch.bool).scatter_(1, torch.randint(0, nb, (nb, 3)), True)
@@ -344,4 +373,9 @@ def test_plot(tmp_path):
     assert set(kinds.flatten().tolist()) == {0, 1, 2}
     axes.figure.savefig(tmp_path / "mask.png")
     assert Neighborhood((8, 16), 3).plot().images[0].get_array().shape == (2, 2)
+    pyplot.close("all")
+    per_head = Blocks(torch.rand(3, 2, 2) > 0.5, 64)
+    assert per_head.plot(b=5, h=2).images
+    with pytest.raises(ValueError, match="h: expected 0 to 2, got 3"):
+        per_head.plot(h=3)
     pyplot.close("all")

@@ -17,6 +17,7 @@ from attention_ext.masks import (
     Neighborhood,
     SlidingWindow,
     Strided,
+    _lowering,
 )
 
 pytestmark = pytest.mark.once
@@ -91,6 +92,17 @@ def test_a_window_makes_no_square_of_its_length():
     q, k, v = dense.unflatten(-1, (3, 1, 8)).permute(2, 0, 3, 1, 4)
     first = layer.out_proj((torch.softmax(q[:, :, :1] @ k.mT * 8**-0.5, -1) @ v)[:, 0])
     torch.testing.assert_close(out[:, :1], first)
+
+
+@pytest.mark.parametrize("name", ["fixed", "blocks", "neighborhood"])
+def test_a_table_is_built_once(name, monkeypatch):
+    layer, _ = made(name)
+    x = torch.randn(2, 24, 16)
+    padding = torch.arange(24) >= torch.tensor([[24], [20]])
+    layer(x, x, x, need_weights=False)
+    monkeypatch.setattr(_lowering, "_build", None)
+    for step in range(3):
+        layer(x, x, x, key_padding_mask=padding.roll(step, 0), need_weights=False)
 
 
 def encoder():

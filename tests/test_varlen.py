@@ -150,6 +150,16 @@ def test_jagged_queries_and_keys_of_other_lengths():
         torch.testing.assert_close(y, expected)
 
 
+def test_jagged_tensors_made_one_by_one():
+    q, k, v = (
+        torch.nested.nested_tensor([torch.randn(n, 2, 4) for n in (3, 5)], layout=torch.jagged)
+        for _ in range(3)
+    )
+    out = ax.attention(*(t.transpose(1, 2) for t in (q, k, v)))
+    expected = ax.attention_varlen(q.values(), k.values(), v.values(), q.offsets())
+    torch.testing.assert_close(out.transpose(1, 2).values(), expected)
+
+
 def test_bad_jagged_arguments():
     x = heads(jagged([3, 5]), 4)
     with pytest.raises(ValueError, match="bias: expected None with nested tensors"):

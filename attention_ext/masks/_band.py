@@ -7,8 +7,9 @@ from operator import index
 import torch
 from torch import Tensor
 
-from ._base import Mask, Rule
+from ._base import Mask
 from ._lowering import BAND, UNBOUNDED, Program
+from ._rule import Rule
 
 
 class _Band(Mask):

@@ -5,43 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import reduce
 from operator import and_, or_
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._ops.transforms import register_pytree_class, transforms_active
 from . import _lowering, _tiles
-from ._lowering import NO_MASK, UNBOUNDED, LoweredMask, Program, lower_program, meet
+from ._kept import KeptTables
+from ._lowering import (
+    NO_MASK,
+    UNBOUNDED,
+    LoweredMask,
+    Program,
+    check_heads,
+    is_built,
+    lower_program,
+    meet,
+)
+from ._rule import Rule, band_density, unbounded
 
 _DENSITY_CHUNK = 2**24  # pairs looked at together
-
-
-class Rule(NamedTuple):
-    """A band, without sizes: lower <= j - p <= upper, and j - p is phase modulo dilation.
-
-    p is i' = i + Lk - Lq, or i where not at_end.
-    """
-
-    lower: int
-    upper: int
-    dilation: int
-    phase: int
-    at_end: bool
-
-    def band(self, Lq: int, Lk: int) -> list[int]:
-        shift = Lk - Lq if self.at_end else 0
-        lower, upper = (n if _unbounded(n) else n + shift for n in self[:2])
-        phase = (self.phase + shift) % self.dilation if self.dilated else 0
-        return [lower, upper, self.dilation, phase, 0, 0]
-
-    @property
-    def dilated(self) -> bool:
-        return self.dilation != 1
-
-
-def _unbounded(n: int) -> bool:
-    return isinstance(n, int) and abs(n) == UNBOUNDED
+_tables = KeptTables(most=64)
 
 
 class Mask:
@@ -166,7 +151,7 @@ class Mask:
             return 0.0
         rule = self._rule()
         if rule is not None and not rule.dilated:
-            return _band_density(rule, Lq, Lk)
+            return band_density(rule, Lq, Lk)
         if not self._plain:
             return _tiles.table_density(self._table(Lq, Lk), Lq, Lk)
         j = torch.arange(Lk, device=self._device())[None, :]
@@ -246,9 +231,24 @@ class Mask:
         return self._lower_to_table(B, Hq, Lq, Lk)
 
     def _lower_to_table(self, B: int, Hq: int, Lq: int, Lk: int) -> LoweredMask:
+        tensors = self._tensors()
+        keepable = tensors and not torch.compiler.is_compiling() and not transforms_active()
+        if not keepable or None in self._versions() or any(type(t) is not Tensor for t in tensors):
+            return NO_MASK._replace(block_table=self._new_table(B, Hq, Lq, Lk))
+        key = self._key(), Lq, Lk
+        table = _tables.get(key)
+        if table is not None:
+            check_heads(table, B, Hq)
+        else:
+            table = self._new_table(B, Hq, Lq, Lk)
+            if is_built(table):
+                _tables.keep(key, tensors, table)
+        return NO_MASK._replace(block_table=table)
+
+    def _new_table(self, B: int, Hq: int, Lq: int, Lk: int) -> list[Tensor]:
         program = Program()
         self._emit(program)
-        return NO_MASK._replace(block_table=lower_program(program, Lq, Lk, B, Hq))
+        return lower_program(program, Lq, Lk, B, Hq)
 
     def _rule(self) -> Rule | None:
         """The mask as a band, if it is one for all sizes."""
@@ -338,7 +338,9 @@ class Intersection(_Compound):
     def _lower(self, B: int, Hq: int, Lq: int, Lk: int) -> LoweredMask:
         apart, rest = self._split()
         lowered = [part._lower(B, Hq, Lq, Lk) for part in apart]
-        if rest:
+        if len(rest) == 1 and rest[0]._rule() is None:
+            lowered.append(rest[0].lower(B, Hq, Lq, Lk, rest[0]._device()))  # which keeps it
+        elif rest:
             lowered.append(Intersection(rest)._lower_to_table(B, Hq, Lq, Lk))
         return reduce(meet, lowered)
 
@@ -400,9 +402,9 @@ class Complement(_Compound):
             return other([~part for part in self.mask.parts])._rule()
         if rule is None or rule.dilated:
             return None
-        if _unbounded(rule.lower) and not _unbounded(rule.upper):
+        if unbounded(rule.lower) and not unbounded(rule.upper):
             return rule._replace(lower=rule.upper + 1, upper=UNBOUNDED)
-        if _unbounded(rule.upper) and not _unbounded(rule.lower):
+        if unbounded(rule.upper) and not unbounded(rule.lower):
             return rule._replace(lower=-UNBOUNDED, upper=rule.lower - 1)
         return None
 
@@ -418,14 +420,6 @@ def _parts(mask: Mask, kind: type[_Compound]) -> tuple[Mask, ...]:
 def _repr_inside(part: Mask, kind: type[_Compound]) -> str:
     needs = isinstance(part, Union) or (kind is Complement and isinstance(part, Intersection))
     return f"({part!r})" if needs and kind is not Union else repr(part)
-
-
-def _band_density(rule: Rule, Lq: int, Lk: int) -> float:
-    lower, upper = rule.band(Lq, Lk)[:2]
-    i = torch.arange(Lq)
-    first = torch.zeros_like(i) if _unbounded(lower) else (i + lower).clamp(min=0)
-    end = torch.full_like(i, Lk) if _unbounded(upper) else (i + upper + 1).clamp(max=Lk)
-    return float((end - first).clamp(min=0).sum()) / (Lq * Lk)
 
 
 def _version(tensor: Any) -> int | None:

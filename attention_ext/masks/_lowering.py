@@ -105,6 +105,12 @@ def _build(block_table: list[Tensor], Lq: int, Lk: int) -> list[Tensor]:
         return stored_table(parts, Lq, Lk)
 
 
+def is_built(block_table: list[Tensor]) -> bool:
+    """Whether it is a built table, and no program yet to be built, nor one of a trace."""
+    code = block_table[0]
+    return type(code) is Tensor and code.device.type == "cpu" and code[0] == TABLE and len(code) == 8
+
+
 def check_heads(table: list[Tensor], B: int | None, Hq: int | None) -> None:
     """Raises ValueError if a built table has another batch size or number of heads."""
     own = table[1].shape[:2]

@@ -57,7 +57,12 @@ def plot_table(block_table: list[Tensor], Lq: int, Lk: int, b: int, h: int, axes
 def tile_kinds(block_table: list[Tensor], b: int = 0, h: int = 0) -> Tensor:
     """(query tiles, key tiles) of one row of the batch and one head: 0 skipped, 1 partial, 2 full."""
     _, row_start, entries, column_start, _, _ = block_table
-    start = row_start[min(b, row_start.shape[0] - 1), min(h, row_start.shape[1] - 1)]
+    at = []
+    for name, n, own in (("b", b, row_start.shape[0]), ("h", h, row_start.shape[1])):
+        if n < 0 or (n >= own and own != 1):
+            raise ValueError(f"{name}: expected 0 to {own - 1}, got {n}")
+        at.append(n if own != 1 else 0)
+    start = row_start[tuple(at)]
     chosen = entries[int(start[0]) : int(start[-1])].long()
     rows = torch.repeat_interleave(torch.arange(len(start) - 1), start.diff())
     kinds = torch.zeros(len(start) - 1, column_start.shape[2] - 1, dtype=torch.int64)

@@ -1,9 +1,11 @@
 """Layers on top of the fused operators."""
 
+from .bigbird import BigBirdAttention
 from .delta_net import DeltaNet, DeltaNetState, GatedDeltaNet
 from .gated_linear_attention import GatedLinearAttention
 from .linear_attention import LinearAttention
 from .linformer import LinformerAttention
+from .longformer import LongformerAttention
 from .multihead_attention import MultiheadAttention
 from .nystrom import NystromAttention
 from .random_features import PerformerAttention, RandomFeatureAttention
@@ -20,6 +22,7 @@ from .sparse_attention import (
 )
 
 __all__ = [
+    "BigBirdAttention",
     "BlockSparseAttention",
     "DeltaNet",
     "DeltaNetState",
@@ -28,6 +31,7 @@ __all__ = [
     "GatedLinearAttention",
     "LinearAttention",
     "LinformerAttention",
+    "LongformerAttention",
     "MultiheadAttention",
     "NeighborhoodAttention",
     "NystromAttention",

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -96,6 +97,23 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
             TypeError: a wrong dtype, or a nested tensor.
             ValueError: a wrong shape, or ``is_causal`` without ``attn_mask``.
         """
+        return self._forward(
+            query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
+        )
+
+    def _forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None,
+        need_weights: bool,
+        attn_mask: Tensor | Mask | None,
+        average_attn_weights: bool,
+        is_causal: bool,
+        **options: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """forward; `options` go to `_attention`."""
         batched = self._check_arguments(query, key, value, key_padding_mask, attn_mask, is_causal)
         if not batched:
             # One object stays one object: the projections look at identities.
@@ -104,21 +122,10 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
             key_padding_mask = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
         batch_first = self.batch_first or not batched
 
-        q, k, v = self._project(query, key, value, batch_first)
-        k, v = self._extend(k, v)
-        mask, bias = self._masks(q, k, key_padding_mask, attn_mask)
-
-        dropout_p = float(self.dropout) if self.training else 0.0
-        seed = None
-        if need_weights and dropout_p > 0.0:
-            seed = torch.randint(2**63 - 1, (), dtype=torch.int64, device=q.device)
-        attended = functional.attention(
-            q, k, v, mask=mask, bias=bias, dropout_p=dropout_p, dropout_seed=seed, return_lse=need_weights
+        attended, weights = self._attention(
+            query, key, value, key_padding_mask, attn_mask, need_weights, batch_first, **options
         )
-        weights = None
-        if need_weights:
-            attended, lse = attended
-            weights = _weights(q, k, mask, bias, lse, dropout_p, seed)
+        if weights is not None:
             weights = weights.mean(dim=1) if average_attn_weights else weights
             weights = weights if batched else weights.squeeze(0)
 
@@ -130,6 +137,36 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
             attended = attended.permute(2, 0, 1, 3).reshape(length, n, self.embed_dim)
         output = F.linear(attended, self.out_proj.weight, self.out_proj.bias)
         return (output if batched else output.squeeze(0)), weights
+
+    def _attention(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None,
+        attn_mask: Tensor | Mask | None,
+        need_weights: bool,
+        batch_first: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """What the heads give, (N, H, L, D), and their weights (N, H, L, S) if wanted."""
+        q, k, v = self._project(query, key, value, batch_first)
+        k, v = self._extend(k, v)
+        mask, bias = self._masks(q, k, key_padding_mask, attn_mask)
+        return self._attend(q, k, v, mask, bias, need_weights)
+
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Mask | None, bias: Tensor | None, need_weights: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """The operator with the layer's dropout: (N, H, L, D), and the weights (N, H, L, S) if wanted."""
+        dropout_p = float(self.dropout) if self.training else 0.0
+        seed = None
+        if need_weights and dropout_p > 0.0:
+            seed = torch.randint(2**63 - 1, (), dtype=torch.int64, device=q.device)
+        options = {"mask": mask, "bias": bias, "dropout_p": dropout_p, "dropout_seed": seed}
+        if not need_weights:
+            return functional.attention(q, k, v, **options), None
+        attended, lse = functional.attention(q, k, v, return_lse=True, **options)
+        return attended, _weights(q, k, mask, bias, lse, dropout_p, seed)
 
     def merge_masks(self, attn_mask, key_padding_mask, query):
         """As in torch. Only the fast path of ``nn.TransformerEncoderLayer`` calls it, on its way round us."""
@@ -157,9 +194,12 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
                 w_q, w_k, w_v = self.q_proj_weight, self.k_proj_weight, self.v_proj_weight
             b_q, b_k, b_v = (None, None, None) if b is None else b.chunk(3)
             q, k, v = F.linear(query, w_q, b_q), F.linear(key, w_k, b_k), F.linear(value, w_v, b_v)
+        return tuple(self._heads(x, batch_first) for x in (q, k, v))
+
+    def _heads(self, x: Tensor, batch_first: bool) -> Tensor:
+        """(N, L, E), or (L, N, E), as a view (N, H, L, D)."""
         order = (0, 2, 1, 3) if batch_first else (1, 2, 0, 3)
-        heads = (self.num_heads, self.head_dim)
-        return tuple(x.unflatten(-1, heads).permute(order) for x in (q, k, v))
+        return x.unflatten(-1, (self.num_heads, self.head_dim)).permute(order)
 
     @property
     def _extra_keys(self) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.nn.utils import parametrize
 
-from . import sparse_attention
+from . import bigbird, longformer, sparse_attention
 from .multihead_attention import MultiheadAttention
 
 _KINDS: dict[str, type[MultiheadAttention]] = {
@@ -19,6 +19,8 @@ _KINDS: dict[str, type[MultiheadAttention]] = {
     "strided": sparse_attention.StridedAttention,
     "block_sparse": sparse_attention.BlockSparseAttention,
     "neighborhood": sparse_attention.NeighborhoodAttention,
+    "longformer": longformer.LongformerAttention,
+    "bigbird": bigbird.BigBirdAttention,
 }
 
 
@@ -64,7 +66,8 @@ def replace_attention(model: torch.nn.Module, kind: str = "dense", **pattern: An
         model: any module; may itself be an ``nn.MultiheadAttention``.
         kind: "dense", or a sparse pattern that every module gets, those that are
             :class:`attention_ext.MultiheadAttention` already included: "sliding_window", "dilated",
-            "strided", "block_sparse" or "neighborhood".
+            "strided", "block_sparse", "neighborhood", "longformer" (whose global projections are new
+            parameters) or "bigbird".
         pattern: the keywords of that pattern's layer in ``attention_ext.nn``, such as ``window=256``.
 
     Returns:

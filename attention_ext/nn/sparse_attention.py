@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import lru_cache, wraps
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +12,25 @@ from torch import Tensor
 from .. import masks
 from ..masks import Mask
 from .multihead_attention import MultiheadAttention
+
+Made = TypeVar("Made")
+
+
+def kept(make: Callable[..., Made]) -> Callable[..., Made]:
+    """For a function that makes masks: the last ones are kept, and with them the tables built for them.
+
+    A graph that is traced makes its own.
+    """
+    keep = lru_cache(maxsize=32)(make)
+
+    @wraps(make)
+    def made(*args: Any) -> Made:
+        if torch.compiler.is_compiling() or type(torch.empty(0)) is not Tensor:
+            return make(*args)
+        with torch.inference_mode(False):  # what is made in inference mode cannot serve in training later
+            return keep(*args)
+
+    return made
 
 
 class SparseAttention(MultiheadAttention):
@@ -67,7 +87,7 @@ class SlidingWindowAttention(SparseAttention):
 
     def _set_pattern(self, window: int | tuple[int | None, int | None], causal: bool = False) -> None:
         self.window, self.causal = window, causal
-        self._mask = _window_mask(window, causal, 1)
+        self._mask = window_mask(window, causal, 1)
 
     def pattern(self, Lq: int, Lk: int) -> Mask:
         return self._mask
@@ -100,7 +120,7 @@ class DilatedAttention(SparseAttention):
         self, window: int | tuple[int | None, int | None], dilation: int, causal: bool = False
     ) -> None:
         self.window, self.dilation, self.causal = window, dilation, causal
-        self._mask = _window_mask(window, causal, dilation)
+        self._mask = window_mask(window, causal, dilation)
 
     def pattern(self, Lq: int, Lk: int) -> Mask:
         return self._mask
@@ -139,12 +159,17 @@ class StridedAttention(SparseAttention):
         if self.mode == "strided":
             near = masks.SlidingWindow(self.stride, 0)
             return near | (masks.Strided(self.stride) & masks.Causal())
-        positions = torch.arange(Lk, device=self.out_proj.weight.device)
-        summaries = masks.Dense(positions % self.stride >= self.stride - self.expressivity)
-        return (masks.Documents(positions // self.stride) | summaries) & masks.Causal()
+        return _fixed_blocks(self.stride, self.expressivity, Lk, self.out_proj.weight.device)
 
     def extra_repr(self) -> str:
         return f"stride={self.stride}, mode={self.mode!r}, expressivity={self.expressivity}"
+
+
+@kept
+def _fixed_blocks(stride: int, expressivity: int, Lk: int, device: torch.device) -> Mask:
+    positions = torch.arange(Lk, device=device)
+    summaries = masks.Dense(positions % stride >= stride - expressivity)
+    return (masks.Documents(positions // stride) | summaries) & masks.Causal()
 
 
 class BlockSparseAttention(SparseAttention):
@@ -164,10 +189,15 @@ class BlockSparseAttention(SparseAttention):
         self.register_buffer("block_map", block_map.to(self.out_proj.weight.device), persistent=False)
 
     def pattern(self, Lq: int, Lk: int) -> Mask:
-        return masks.Blocks(self.block_map, self.block_size)
+        return _blocks(self.block_map, self.block_size)
 
     def extra_repr(self) -> str:
         return f"block_map={tuple(self.block_map.shape)}, block_size={self.block_size}"
+
+
+@kept
+def _blocks(block_map: Tensor, block_size: tuple[int, int]) -> Mask:
+    return masks.Blocks(block_map, block_size)
 
 
 class NeighborhoodAttention(SparseAttention):
@@ -206,7 +236,7 @@ class NeighborhoodAttention(SparseAttention):
         return repr(self._mask)
 
 
-def _window_mask(window: int | tuple[int | None, int | None], causal: bool, dilation: int) -> Mask:
+def window_mask(window: int | tuple[int | None, int | None], causal: bool, dilation: int) -> Mask:
     if isinstance(window, (tuple, list)):
         if len(window) != 2:
             raise ValueError(f"window: expected an int or (left, right), got {tuple(window)}")

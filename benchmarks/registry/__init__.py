@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..cases import Case
-from . import attention, features, layers, linear
+from . import attention, features, layers, linear, sparse
 
 __all__ = ["CASES", "operators"]
 
@@ -16,11 +16,13 @@ def _grouped(heading: str, cases: list[Case], op: str = "attention") -> list[Cas
 
 CASES: tuple[Case, ...] = (
     *(case for heading, cases in attention.GROUPS.items() for case in _grouped(heading, cases)),
+    *(case for heading, cases in sparse.GROUPS.items() for case in _grouped(heading, cases)),
     *_grouped("Linear attention", linear.LINEAR_ATTENTION, "linear_attention"),
     *_grouped("One token of linear attention", linear.LINEAR_ATTENTION_STEP, "linear_attention_step"),
     *_grouped("The delta rule", linear.DELTA_RULE, "delta_rule"),
     *_grouped("Performer", features.PERFORMER, "performer"),
     *_grouped("The layer, of width E = H x D", layers.LAYER, "multihead_attention"),
+    *_grouped("Sparse layers, of width E = H x D", sparse.LAYERS, "multihead_attention"),
 )
 
 

@@ -266,6 +266,9 @@ class Backward {
     p_.row_finite = arena.take<uint8_t>(rows);
     p_.dq_partial =
         arena.take<char>(p_.B * p_.Hq * plan.dq_buffers * plan.dq_rows * plan.dq_width * element);
+    if (p_.mask.table)
+      p_.dq_touched =
+          arena.take<uint8_t>(p_.B * p_.Hq * plan.dq_buffers * p_.mask.table.query_tiles);
     if (p_.dsinks) p_.sink_partial = arena.take<double>(p_.B * p_.Hq * plan.row_blocks);
     if (p_.dalibi_slopes) p_.alibi_partial = arena.take<double>(p_.B * p_.Hq * plan.chunks);
   }

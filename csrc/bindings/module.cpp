@@ -7,9 +7,9 @@
 #include <string>
 #include <vector>
 
+#include "cpu/bandwidth.h"
 #include "cpu/cpu_info.h"
 #include "cpu/fma_peak.h"
-#include "cpu/bandwidth.h"
 
 namespace py = pybind11;
 

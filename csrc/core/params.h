@@ -68,9 +68,12 @@ struct AttentionGradParams : AttentionParams {
   GradPlan plan;
   // Workspace in the compute type (float or double) unless said.
   void* row_lse = nullptr;  // [2, B, Hq, Lq], two parts to subtract in turn; +inf for an empty row
-  void* row_delta = nullptr;        // [B, Hq, Lq], sum_d grad_out * out - grad_lse
-  uint8_t* row_finite = nullptr;    // [B, Hq, Lq], of query and grad_out
-  void* dq_partial = nullptr;       // [B, Hkv, dq_buffers, group, dq_rows, dq_width]
+  void* row_delta = nullptr;      // [B, Hq, Lq], sum_d grad_out * out - grad_lse
+  uint8_t* row_finite = nullptr;  // [B, Hq, Lq], of query and grad_out
+  void* dq_partial = nullptr;     // [B, Hkv, dq_buffers, group, dq_rows, dq_width]
+  // [B, Hkv, dq_buffers, group, query tiles]: whether a chunk added into some row of the tile; only
+  // those rows of its buffer are written and read. Null without a block table: all of them.
+  uint8_t* dq_touched = nullptr;
   void* dbias_partial = nullptr;    // [bias_slots, bias], zeroed unless it has both lengths
   double* sink_partial = nullptr;   // [B, Hq, row_blocks]
   double* alibi_partial = nullptr;  // [B, Hq, chunks]

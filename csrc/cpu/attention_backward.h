@@ -95,9 +95,8 @@ class AttentionBackward {
     const int64_t group = p_.group();
     if (p_.dq) {
       dq_ = chunk_dq<A>(p_, b_, hkv_, chunk_);
-      for (int64_t g = 0; g < group; ++g)
-        for (int64_t i = 0; i < dq_.rows.end - dq_.rows.begin; ++i)
-          memset(dq_.data + g * dq_.head + i * dq_.width, 0, sizeof(A) * p_.plan.dq_width);
+      if (dq_.touched) memset(dq_.touched, 0, group * dq_.tiles);
+      for (int64_t g = 0; g < group && !dq_.touched; ++g) clear_dq(g, dq_.rows);
     }
     if (p_.alibi_partial)
       for (int64_t g = 0; g < group; ++g) alibi_sum(hkv_ * group + g) = 0;
@@ -136,16 +135,35 @@ class AttentionBackward {
     for (Range run = next(rows.begin); !run.empty(); run = next(run.end)) {
       if (!queries_.whole()) queries_.read(b_, {h_, h_ + 1}, run);
       rows_ = queries_.at(queries_.whole() ? g : 0, run.begin);
-      run_queries(run, dq_.data + g * dq_.head);
+      run_queries(run, g);
     }
     if (p_.alibi_partial) alibi_sum(h_) += dslope_;
   }
 
+  void clear_dq(int64_t g, Range rows) {
+    A* first = dq_.data + g * dq_.head + (rows.begin - dq_.rows.begin) * dq_.width;
+    for (int64_t i = 0; i < rows.end - rows.begin; ++i)
+      memset(first + i * dq_.width, 0, sizeof(A) * p_.plan.dq_width);
+  }
+
+  // Tiles of dq that nothing was added to yet begin with 0.
+  void touch_dq(int64_t g, Range rows) {
+    for (int64_t t = rows.begin / kTableTile; t * kTableTile < rows.end; ++t) {
+      uint8_t& touched = dq_.touched[g * dq_.tiles + t];
+      if (!touched)
+        clear_dq(
+            g, {max64(dq_.rows.begin, t * kTableTile), min64(dq_.rows.end, (t + 1) * kTableTile)});
+      touched = 1;
+    }
+  }
+
   // One chunk of queries of head h_ against every tile of the key block.
-  void run_queries(Range rows, A* dq_head) {
+  void run_queries(Range rows, int64_t g) {
     const int n = static_cast<int>(rows.end - rows.begin);
     Kind kinds[kMaxChunk / kGroup];
     if (!map_rows(rows, kinds)) return;
+    if (dq_.touched) touch_dq(g, rows);
+    A* dq_head = dq_.data + g * dq_.head;
     const int64_t first = (b_ * p_.Hq + h_) * p_.Lq + rows.begin;
     lse_ = static_cast<const A*>(p_.row_lse) + first;
     lse_low_ = lse_ + p_.B * p_.Hq * p_.Lq;

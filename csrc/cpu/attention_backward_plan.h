@@ -22,6 +22,25 @@ inline Range chunk_rows(const AttentionGradParams& p, int64_t b, int64_t chunk) 
   return {rows.begin / 2 * 2, rows.end};
 }
 
+// Whether neighbouring key blocks are seen by few others than their own queries: the table's query
+// tiles then lie in half of the chunks or fewer, if these hold neighbouring blocks.
+inline bool is_local(const BlockTable& table, int64_t chunks) {
+  int64_t meetings = 0;  // of a query tile and a chunk
+  const int64_t lists = table.batches * table.heads;
+  for (int64_t n = 0; n < lists; ++n)
+    for (int64_t q = 0; q < table.query_tiles; ++q) {
+      const BlockTable::List list = table.row(n / table.heads, n % table.heads, q);
+      int64_t last = -1;
+      for (const TableEntry* entry = list.begin; entry != list.end; ++entry) {
+        // The chunk c with blocks * c / chunks <= tile < blocks * (c + 1) / chunks.
+        const int64_t chunk = (chunks * (entry->tile + 1) - 1) / table.key_tiles;
+        meetings += chunk != last;
+        last = chunk;
+      }
+    }
+  return 2 * meetings <= lists * table.query_tiles * chunks;
+}
+
 template <class A>
 GradPlan plan_attention_backward(const AttentionGradParams& p) {
   AttentionGradParams q = p;
@@ -42,6 +61,8 @@ GradPlan plan_attention_backward(const AttentionGradParams& p) {
   // balance.
   plan.contiguous = p.mask.lower > -p.mask.Lk - p.mask.Lq && p.mask.upper < p.mask.Lk + p.mask.Lq &&
                     p.mask.upper - p.mask.lower < p.Lk / 2;
+  if (p.mask.table && plan.chunks > 1)
+    plan.contiguous = plan.contiguous || is_local(p.mask.table, plan.chunks);
   if (p.dbias)
     plan.bias_slots = (size[0] == 1 && !plan.merge_batch ? p.B : 1) *
                       (size[1] == 1 && !plan.merge_heads ? p.Hkv : 1) *
@@ -69,6 +90,12 @@ struct ChunkDq {
   A* data = nullptr;
   int64_t head = 0, width = 0;
   Range rows{0, 0};
+  uint8_t* touched = nullptr;  // tile t of head g: touched[g * tiles + t]; null: all are
+  int64_t tiles = 0;
+
+  bool holds(int64_t g, int64_t i) const {
+    return rows.contains({i, i + 1}) && (!touched || touched[g * tiles + i / kTableTile]);
+  }
 };
 template <class A>
 ChunkDq<A> chunk_dq(const AttentionGradParams& p, int64_t b, int64_t hkv, int64_t chunk) {
@@ -79,7 +106,11 @@ ChunkDq<A> chunk_dq(const AttentionGradParams& p, int64_t b, int64_t hkv, int64_
             p.dq.stride[2],
             {0, p.Lq}};
   const int64_t buffer = (b * p.Hkv + hkv) * plan.dq_buffers + chunk - (plan.dq_direct ? 1 : 0);
-  const int64_t head = plan.dq_rows * plan.dq_width;
-  return {static_cast<A*>(p.dq_partial) + buffer * p.group() * head, head, plan.dq_width,
-          chunk_rows(p, b, chunk)};
+  const int64_t head = plan.dq_rows * plan.dq_width, tiles = p.mask.table.query_tiles;
+  return {static_cast<A*>(p.dq_partial) + buffer * p.group() * head,
+          head,
+          plan.dq_width,
+          chunk_rows(p, b, chunk),
+          p.dq_touched ? p.dq_touched + buffer * p.group() * tiles : nullptr,
+          tiles};
 }

@@ -35,7 +35,7 @@ struct AttentionBackwardReduce {
       memset(sum, 0, sizeof(A) * p.plan.dq_width);
       for (int64_t c = 0; c < p.plan.chunks; ++c) {
         const ChunkDq<A> dq = chunk_dq<A>(p, b, h / p.group(), c);
-        if (!dq.rows.contains({i, i + 1})) continue;
+        if (!dq.holds(g, i)) continue;
         const A* row = dq.data + g * dq.head + (i - dq.rows.begin) * dq.width;
         for (int64_t d = 0; d < p.plan.dq_width; d += W)
           store(sum + d, load(sum + d) + load(row + d));

@@ -247,6 +247,9 @@ inline void AttentionCall::run_backward(bool reversed, bool zeroed) {
   p_.row_delta = take(rows * element);
   p_.row_finite = static_cast<uint8_t*>(take(rows));
   p_.dq_partial = take(p_.B * p_.Hq * plan.dq_buffers * plan.dq_rows * plan.dq_width * element);
+  if (p_.mask.table)
+    p_.dq_touched =
+        static_cast<uint8_t*>(take(p_.B * p_.Hq * plan.dq_buffers * p_.mask.table.query_tiles));
   p_.sink_partial = nullptr, p_.alibi_partial = nullptr;
   if (p_.dsinks) p_.sink_partial = static_cast<double*>(take(p_.B * p_.Hq * plan.row_blocks * 8));
   if (p_.dalibi_slopes)

@@ -108,6 +108,16 @@ TEST(attention_tables) {
     }
 }
 
+TEST(attention_tables_in_chunks) {
+  for (int kind = 0; kind < 8; ++kind) {
+    AttentionCase c = named("chunks", {1, 4, 2, 300, 1100, kind & 1 ? 16 : 5, 4});
+    c.blocks = kind & 2 ? 3 : 0;
+    if (kind & 4) c.lower = -100, c.upper = 200;
+    c.name += " " + std::to_string(kind);
+    check_case(c);
+  }
+}
+
 TEST(attention_terms) {
   for (const Dtype dtype : kDtypes)
     for (int terms = 1; terms < 64; ++terms) {
