@@ -9,13 +9,16 @@ from ._warnings import UnfusedWarning
 from .delta import delta_rule, delta_rule_step
 from .functional import attention, merge_attention_states, scaled_dot_product_attention
 from .linear import linear_attention, linear_attention_step
+from .maps import AttentionMap, attention_map
 from .nn import MultiheadAttention, replace_attention
 from .varlen import attention_varlen
 
 __all__ = [
+    "AttentionMap",
     "MultiheadAttention",
     "UnfusedWarning",
     "attention",
+    "attention_map",
     "attention_varlen",
     "build_info",
     "delta_rule",

@@ -15,12 +15,14 @@ namespace {
 #include "cpu/blocks.h"
 #include "cpu/attention_common.h"
 #include "cpu/attention_forward.h"
+#include "cpu/attention_lse.h"
 #include "cpu/attention_backward_plan.h"
 #include "cpu/attention_backward_rows.h"
 #include "cpu/attention_backward_queries.h"
 #include "cpu/attention_backward_keys.h"
 #include "cpu/attention_backward.h"
 #include "cpu/attention_backward_reduce.h"
+#include "cpu/attention_map.h"
 #include "cpu/linear_features.h"
 #include "cpu/linear_scores.h"
 #include "cpu/linear_pass.h"
@@ -45,7 +47,11 @@ template <class E>
 constexpr AttentionKernels attention_kernels() {
   return {entry<AttentionForward<E>>(), &plan_attention_backward<Compute<E>>,
           entry<AttentionBackwardRows<E>>(), entry<AttentionBackward<E>>(),
-          entry<AttentionBackwardReduce<Compute<E>>>()};
+          entry<AttentionBackwardReduce<Compute<E>>>(),
+          &attention_map_chunks,
+          entry<AttentionMapRows<E>>(),
+          entry<AttentionMap<E>>(),
+          entry<AttentionMapReduce>()};
 }
 
 template <class A>
