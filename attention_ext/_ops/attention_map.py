@@ -1,4 +1,4 @@
-"""The attention_map op: its fake kernel, and that it has no derivative."""
+"""The attention_map op: its fake kernel, its vmap rule, and that it has no derivative."""
 
 from __future__ import annotations
 
@@ -33,6 +33,22 @@ def _autograd(keyset: Any, *args: Any) -> tuple[Tensor, ...]:
         return library.attention_map.redispatch(after_autograd(keyset), *args)
 
 
+def _vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+    """The samples, one by one."""
+
+    def sample(x: Any, dim: Any, n: int) -> Any:
+        if isinstance(dim, (list, tuple)):
+            return [sample(part, d, n) for part, d in zip(x, dim, strict=True)]
+        return x if dim is None else x.select(dim, n)
+
+    found = [
+        library.attention_map(*(sample(x, dim, n) for x, dim in zip(args, in_dims, strict=True)))
+        for n in range(info.batch_size)
+    ]
+    return tuple(torch.stack(parts) for parts in zip(*found, strict=True)), (0,) * 5
+
+
 torch.library.register_fake("attention_ext::attention_map", _fake)
+torch.library.register_vmap("attention_ext::attention_map", _vmap)
 _library = torch.library.Library("attention_ext", "IMPL")
 _library.impl(library.attention_map, _autograd, "Autograd", with_keyset=True)
