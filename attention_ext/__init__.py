@@ -2,7 +2,7 @@
 
 import torch  # noqa: F401  its libraries, which ours need, are found by being loaded
 
-from . import functional, integrations, masks, nn, reference
+from . import functional, integrations, masks, nn, reference, visualize
 from ._build_info import build_info
 from ._C import build as _build
 from ._warnings import UnfusedWarning
@@ -33,5 +33,6 @@ __all__ = [
     "reference",
     "replace_attention",
     "scaled_dot_product_attention",
+    "visualize",
 ]
 __version__ = _build()["version"]
