@@ -37,9 +37,9 @@ def test_watch_ops():
         with transforms.below_autograd():
             torch.add(x, 1)
     x.exp()
-    assert seen[:2] == [torch.ops.aten.exp.default, torch.ops.aten.sum.default]
+    ran = [op for op in seen if op in (torch.ops.aten.exp.default, torch.ops.aten.sum.default)]
+    assert ran == [torch.ops.aten.exp.default, torch.ops.aten.sum.default]
     assert seen[-1] == torch.ops.aten.add.Tensor
-    assert seen.count(torch.ops.aten.exp.default) == 1
     torch.testing.assert_close(x.grad, torch.ones(2).exp())
 
 

@@ -51,7 +51,7 @@ def plot_map(
         ax = pyplot.subplots(figsize=(7, 6), layout="constrained")[1]
     top = float(map_.max()) if vmax is None else vmax
     image = ax.imshow(
-        map_.detach().float().cpu(),
+        map_.detach().float().cpu().numpy(),
         cmap=COLORS,
         norm=colors.PowerNorm(gamma, vmin=0, vmax=top or 1.0),
         extent=(-0.5, Lk - 0.5, Lq - 0.5, -0.5),
@@ -165,14 +165,14 @@ def plot_column_sums(
     _check_tokens("tokens", tokens, len(sums))
     if ax is None:
         ax = pyplot.subplots(figsize=(9, 3.5), layout="constrained")[1]
-    heights = sums.detach().double().cpu()
+    heights = sums.detach().double().cpu().numpy()
     ax.bar(range(len(sums)), heights, width=1.0 if len(sums) > MOST_LABELS else 0.8, color=ACCENT)
     ax.spines[["top", "right"]].set_visible(False)
     ax.margins(x=0.01)
     if tokens is not None and len(tokens) <= MOST_LABELS:
         _label(ax.xaxis, tokens, rotation=50, ha="right", rotation_mode="anchor")
     elif tokens is not None:
-        for j in heights.topk(min(named, len(sums))).indices.tolist():
+        for j in sums.topk(min(named, len(sums))).indices.tolist():
             ax.annotate(
                 tokens[j], (j, heights[j]), (2, 1), textcoords="offset points", fontsize=8, rotation=35
             )

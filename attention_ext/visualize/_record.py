@@ -12,8 +12,9 @@ from torch import Tensor
 
 from .._map_arguments import AttentionMap, chosen_rows, number_of_bins
 from .._ops import library
-from .._ops.attention_schema import Call
+from .._ops.attention_schema import Call, accumulator, default_scale
 from .._ops.transforms import watch_ops
+from ._rollout import mix
 
 
 @dataclass
@@ -22,10 +23,13 @@ class Recording(Sequence[AttentionMap]):
 
     names: of the innermost module that made each call, as in `model.named_modules()`; "" outside of it.
     maps: the maps, each with its batch, (B, H, ...).
+    rollout: with rollout_bins, for each call (B, L, bins): what share of each position comes from the tokens
+        of each bin, by the attention rollout up to this call; see :func:`rollout`.
     """
 
     names: list[str] = field(default_factory=list)
     maps: list[AttentionMap] = field(default_factory=list)
+    rollout: list[Tensor] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.maps)
@@ -52,6 +56,7 @@ def record(
     *,
     rows: Tensor | Sequence[int] | str | None = None,
     bins: int | tuple[int, int] | None = None,
+    rollout_bins: int | None = None,
 ) -> Iterator[Recording]:
     """Within it, every call of `attention_ext.attention` leaves its :func:`attention_ext.attention_map`.
 
@@ -63,6 +68,8 @@ def record(
     Args:
         model: gives the calls their names; None gives none.
         rows, bins: of :func:`attention_ext.attention_map`, for every call.
+        rollout_bins: also follow how the tokens of each of so many bins spread over the layers, by attention
+            with the shares as values: in memory linear in the length. For models of self-attention alone.
 
     Yields:
         A :class:`Recording`, which fills up.
@@ -76,7 +83,11 @@ def record(
     def seen(op: Any, args: tuple[Any, ...]) -> None:
         if op is library.forward or op is library.attention:
             recording.names.append(inside[-1])
-            recording.maps.append(_map(Call(*args), rows, bins))
+            call = Call(*args)
+            with torch.no_grad():
+                recording.maps.append(_map(call, rows, bins))
+                if rollout_bins is not None:
+                    recording.rollout.append(_rolled(call, recording.rollout, rollout_bins))
 
     with ExitStack() as stack:
         for name, module in () if model is None else model.named_modules():
@@ -112,6 +123,27 @@ def _map(call: Call, rows: Any, bins: Any) -> AttentionMap:
     chosen = None if rows is None else chosen_rows(rows, Lq, call.query.device)
     tiles = [] if bins is None else number_of_bins(bins, Lq, Lk)
     mask_and_terms = call[3:14]  # from band to softcap
-    with torch.no_grad():
-        found = library.attention_map(call.query, call.key, *mask_and_terms, chosen, tiles)
+    found = library.attention_map(call.query, call.key, *mask_and_terms, chosen, tiles)
     return AttentionMap(None if rows is None else found[0], found[1] if tiles else None, *found[2:])
+
+
+def _rolled(call: Call, before: list[Tensor], bins: int) -> Tensor:
+    """The shares (B, L, bins) after this call: A @ shares, A as in `rollout`, by fused attention."""
+    (B, _, L, _), Lk, Hkv = call.query.shape, call.key.shape[2], call.key.shape[1]
+    if Lk != L or (before and before[-1].shape[:2] != (B, L)):
+        raise ValueError(f"rollout_bins: expected self-attention of one length, got {L} queries, {Lk} keys")
+    n = number_of_bins(bins, L, L)[0]
+    if before:
+        shares = before[-1]
+    else:
+        bin_of = ((torch.arange(L) + 1) * n - 1) // L
+        shares = torch.nn.functional.one_hot(bin_of, n).to(accumulator(call.query.dtype)).expand(B, L, n)
+    attended = call._replace(
+        query=call.query.to(shares.dtype),
+        key=call.key.to(shares.dtype),
+        value=shares[:, None].expand(B, Hkv, L, n),
+        scale=default_scale(call.query) if call.scale is None else call.scale,
+        dropout_p=0.0,
+        dropout_seed=None,
+    )
+    return mix(library.forward(*attended)[0].mean(1), shares, 0.5)

@@ -36,10 +36,14 @@ def rollout(weights: Sequence[Tensor], *, residual: float = 0.5) -> Tensor:
         if layer.dim() < 3 or layer.shape[-2] != L or (found and found[0].shape[-1] != L):
             expected = f"(..., H, {found[0].shape[-1]}, {found[0].shape[-1]})" if found else "(..., H, L, L)"
             raise ValueError(f"weights: expected {expected} for layer {n}, got {tuple(layer.shape)}")
-        mixed = (1 - residual) * layer.mean(-3)
-        identity = torch.eye(L, dtype=layer.dtype, device=layer.device)
-        empty = mixed.sum(-1, keepdim=True) == 0
-        mixed = torch.where(empty, identity, mixed + residual * identity)
-        mixed = mixed / mixed.sum(-1, keepdim=True)
-        found.append(mixed @ found[-1] if found else mixed)
+        before = found[-1] if found else torch.eye(L, dtype=layer.dtype, device=layer.device)
+        found.append(mix(layer.mean(-3) @ before, before, residual))
     return torch.stack(found)
+
+
+def mix(attended: Tensor, before: Tensor, residual: float) -> Tensor:
+    """Shares (..., L, n) after a layer: what attention gathers and what the residual connection keeps, rows
+    adding up to 1 again. A row that attends to nothing keeps its own."""
+    empty = attended.sum(-1, keepdim=True) == 0
+    mixed = torch.where(empty, before, (1 - residual) * attended + residual * before)
+    return mixed / mixed.sum(-1, keepdim=True)
