@@ -112,6 +112,7 @@ class Case:
     """One thing to measure.
 
     op: attention            shape says all
+        attention_map        tiles, column sums and entropies; the products are two of queries and keys
         linear_attention     causal, feature map elu + 1, normalised
         delta_rule           with keys of length 1 and a beta per token
         multihead_attention  the layer, of width E = H * D; forward is eval, both a training step

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..cases import Case
-from . import attention, layers, linear
+from . import attention, layers, linear, maps
 
 __all__ = ["CASES", "operators"]
 
@@ -18,6 +18,7 @@ CASES: tuple[Case, ...] = (
     *(case for heading, cases in attention.GROUPS.items() for case in _grouped(heading, cases)),
     *_grouped("Linear attention", linear.LINEAR_ATTENTION, "linear_attention"),
     *_grouped("The delta rule", linear.DELTA_RULE, "delta_rule"),
+    *_grouped("Attention maps", maps.MAPS, "attention_map"),
     *_grouped("The layer, of width E = H x D", layers.LAYER, "multihead_attention"),
 )
 
