@@ -159,8 +159,10 @@ def test_other_devices_are_refused():
         on_cuda = torch.empty(1, 1, 2, 8, device="cuda")
         with pytest.raises(ValueError, match=r"query: expected a tensor on the CPU, .* got cuda"):
             ax.attention_map(on_cuda, on_cuda)
-    # The op itself has a kernel for CUDA tensors, which says the same.
-    assert torch._C._dispatch_has_kernel_for_dispatch_key("attention_ext::attention_map", "CUDA")
+        # The op itself has a kernel for CUDA tensors, which says so.
+        on_cuda_only = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+        with pytest.raises(RuntimeError, match="query: expected a tensor on the CPU"):
+            library.attention_map.redispatch(on_cuda_only, *arguments(query=on_cuda, key=on_cuda))
 
 
 # memory
