@@ -69,7 +69,7 @@ Results run(const AttentionArguments& a, const OptionalTensor& rows,
   p.column_sums = view_of(column_sums), p.entropy = view_of(entropy), p.lse = view_of(lse);
 
   const AttentionKernels& kernels = attention_kernels(p);
-  p.chunks = kernels.map_chunks(p);
+  p.chunks = kernels.map.chunks(p);
   const int64_t element = type == ScalarType::Double ? 8 : 4;
   Arena measure(nullptr);
   carve_workspace(p, element, measure);
@@ -78,9 +78,9 @@ Results run(const AttentionArguments& a, const OptionalTensor& rows,
   carve_workspace(p, element, arena);
 
   run_items(kernels.forward, static_cast<const AttentionParams&>(p));
-  run_items(kernels.map_rows, p);
-  run_items(kernels.map, p);
-  run_items(kernels.map_reduce, p);
+  run_items(kernels.map.rows, p);
+  run_items(kernels.map.tiles, p);
+  run_items(kernels.map.reduce, p);
   return {weights, binned, column_sums, entropy, lse};
 }
 

@@ -21,14 +21,18 @@ struct Kernel {
   void (*run)(const Params&, int64_t item, void* scratch);
 };
 
+// After the forward pass, without values: the number of chunks, then the passes.
+struct AttentionMapKernels {
+  int64_t (*chunks)(const AttentionMapParams&);
+  Kernel<AttentionMapParams> rows, tiles, reduce;
+};
+
 struct AttentionKernels {
   Kernel<AttentionParams> forward;
   // The plan first, then the three passes one after the other.
   GradPlan (*backward_plan)(const AttentionGradParams&);
   Kernel<AttentionGradParams> backward_rows, backward, backward_reduce;
-  // After the forward pass, without values: the number of chunks, then the passes.
-  int64_t (*map_chunks)(const AttentionMapParams&);
-  Kernel<AttentionMapParams> map_rows, map, map_reduce;
+  AttentionMapKernels map;
 };
 
 // Linear attention and the delta rule. Forward: three passes. Backward: the first two of them, then

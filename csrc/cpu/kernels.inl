@@ -44,14 +44,19 @@ constexpr auto entry() {
 }
 
 template <class E>
-constexpr AttentionKernels attention_kernels() {
-  return {entry<AttentionForward<E>>(), &plan_attention_backward<Compute<E>>,
-          entry<AttentionBackwardRows<E>>(), entry<AttentionBackward<E>>(),
-          entry<AttentionBackwardReduce<Compute<E>>>(),
-          &attention_map_chunks,
-          entry<AttentionMapRows<E>>(),
-          entry<AttentionMap<E>>(),
+constexpr AttentionMapKernels attention_map_kernels() {
+  return {&attention_map_chunks, entry<AttentionMapRows<E>>(), entry<AttentionMap<E>>(),
           entry<AttentionMapReduce>()};
+}
+
+template <class E>
+constexpr AttentionKernels attention_kernels() {
+  return {entry<AttentionForward<E>>(),
+          &plan_attention_backward<Compute<E>>,
+          entry<AttentionBackwardRows<E>>(),
+          entry<AttentionBackward<E>>(),
+          entry<AttentionBackwardReduce<Compute<E>>>(),
+          attention_map_kernels<E>()};
 }
 
 template <class A>

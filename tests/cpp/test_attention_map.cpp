@@ -31,7 +31,7 @@ class MapCall {
     const auto& kernels = attn::kernels().attention[static_cast<int>(call_.options().dtype)];
     weights.for_each(
         [&](int64_t b, int64_t h, int64_t l, int64_t d) { weights.set(b, h, l, d, 0); });
-    p_.chunks = kernels.map_chunks(p_);
+    p_.chunks = kernels.map.chunks(p_);
     const int64_t element = call_.options().dtype == Dtype::kFloat64 ? 8 : 4, heads = s.B * s.Hq;
     Scratch lse(2 * heads * s.Lq * element), entropies(8 * heads * p_.chunks * s.Lq),
         bins(8 * heads * (p_.key_bins + p_.chunks - 1) * p_.query_bins);
@@ -40,9 +40,9 @@ class MapCall {
     p_.entropy_partial = static_cast<double*>(entropies.memory.get());
     p_.bin_partial = static_cast<double*>(bins.memory.get());
     run_items<attn::AttentionParams>(kernels.forward, p_, reversed, zeroed);
-    run_items(kernels.map_rows, p_, reversed, zeroed);
-    run_items(kernels.map, p_, reversed, zeroed);
-    run_items(kernels.map_reduce, p_, reversed, zeroed);
+    run_items(kernels.map.rows, p_, reversed, zeroed);
+    run_items(kernels.map.tiles, p_, reversed, zeroed);
+    run_items(kernels.map.reduce, p_, reversed, zeroed);
     call_.check_guards();
     for (GuardedArray* array : {&weights, &binned, &column_sums, &entropy}) array->check_guards();
   }
