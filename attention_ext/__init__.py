@@ -2,20 +2,23 @@
 
 import torch  # noqa: F401  its libraries, which ours need, are found by being loaded
 
-from . import features, functional, integrations, masks, nn, reference
+from . import features, functional, integrations, masks, nn, reference, visualize
 from ._build_info import build_info
 from ._C import build as _build
 from ._warnings import UnfusedWarning
 from .delta import delta_rule, delta_rule_step
 from .functional import attention, merge_attention_states, scaled_dot_product_attention
 from .linear import linear_attention, linear_attention_step
+from .maps import AttentionMap, attention_map
 from .nn import MultiheadAttention, replace_attention
 from .varlen import attention_varlen
 
 __all__ = [
+    "AttentionMap",
     "MultiheadAttention",
     "UnfusedWarning",
     "attention",
+    "attention_map",
     "attention_varlen",
     "build_info",
     "delta_rule",
@@ -31,5 +34,6 @@ __all__ = [
     "reference",
     "replace_attention",
     "scaled_dot_product_attention",
+    "visualize",
 ]
 __version__ = _build()["version"]

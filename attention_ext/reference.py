@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from . import _checks
+from ._map_arguments import AttentionMap, chosen_rows, number_of_bins
 from ._ops.transforms import is_fake
 from ._philox import philox4x32
 from ._reference_linear import delta_rule, linear_attention
@@ -20,6 +21,7 @@ from .masks import Mask
 
 __all__ = [
     "attention",
+    "attention_map",
     "attention_weights",
     "delta_rule",
     "dropout_keep",
@@ -100,6 +102,44 @@ def attention_weights(
         weights, _ = _softmax(scores, allowed, sinks)
         weights = _dropout(weights, dropout_p, dropout_seed).to(query.dtype)
     return _like_input(weights, rank)
+
+
+def attention_map(
+    query: Tensor,
+    key: Tensor,
+    mask: Mask | Tensor | None = None,
+    *,
+    rows: Tensor | Sequence[int] | str | None = None,
+    bins: int | tuple[int, int] | None = None,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    alibi_slopes: Tensor | None = None,
+) -> AttentionMap:
+    """`attention_ext.attention_map` as a formula: made of all weights. Differentiable, but for no purpose.
+
+    mask may also be a bool tensor, True = attend, broadcastable to (B, Hq, Lq, Lk).
+    """
+    terms = {"bias": bias, "scale": scale, "softcap": softcap, "sinks": sinks, "alibi_slopes": alibi_slopes}
+    weights = attention_weights(query, key, mask=mask, **terms)
+    lse = attention(query, key, key, mask=mask, **terms, return_lse=True)[1]
+    weights = weights.to(lse.dtype)
+    entropy = -torch.special.xlogy(weights, weights).sum(-1)
+    Lq, Lk = weights.shape[-2:]
+    chosen = None if rows is None else weights[..., chosen_rows(rows, Lq, weights.device), :]
+    binned = None
+    if bins is not None:
+        sizes = number_of_bins(bins, Lq, Lk)
+        binned = _bin_means(_bin_means(weights, -2, sizes[0]), -1, sizes[1])
+    return AttentionMap(chosen, binned, weights.sum(-2), entropy, lse)
+
+
+def _bin_means(t: Tensor, dim: int, bins: int) -> Tensor:
+    if bins == 0:  # and so is the length
+        return t
+    inner = [n * t.shape[dim] // bins for n in range(1, bins)]
+    return torch.stack([part.mean(dim) for part in t.tensor_split(inner, dim)], dim)
 
 
 def dropout_keep(

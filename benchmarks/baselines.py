@@ -10,6 +10,7 @@ from . import (
     layer_peers,
     linear_peers,
     linear_step_peers,
+    map_peers,
     onnxruntime_peers,
     sparse_peers,
 )
@@ -19,6 +20,7 @@ __all__ = ["CONTENDERS", "REFERENCE"]
 
 CONTENDERS: dict[str, dict[str, Contender]] = {
     "attention": attention_peers.CONTENDERS | onnxruntime_peers.CONTENDERS | sparse_peers.CONTENDERS,
+    "attention_map": map_peers.CONTENDERS,
     "delta_rule": linear_peers.DELTA_RULE | fla_peers.DELTA_RULE,
     "linear_attention": (
         linear_peers.LINEAR_ATTENTION | fla_peers.LINEAR_ATTENTION | fast_transformers_peer.LINEAR_ATTENTION
@@ -30,6 +32,7 @@ CONTENDERS: dict[str, dict[str, Contender]] = {
 # Of each operator, what ours under other conditions is compared with.
 REFERENCE = {
     "attention": "sdpa",
+    "attention_map": "softmax",
     "delta_rule": "chunks_64",
     "linear_attention": "chunks_64",
     "linear_attention_step": "torch",

@@ -130,6 +130,7 @@ class Case:
     """One thing to measure.
 
     op: attention              shape says all
+        attention_map          tiles, column sums and entropies; the products are two of queries and keys
         linear_attention       causal, feature map elu + 1, normalised
         linear_attention_step  one token of it, unnormalised and with decays, in place on the states
         delta_rule             with keys of length 1 and a beta per token

@@ -16,16 +16,16 @@ def heading(text: str) -> None:
 def main() -> int:
     heading("1. A real model, searching a real text")
     try:
-        import attention_map
+        import attention_maps
         import semantic_search
     except ModuleNotFoundError as error:
         print(f"  {error}: `make demo` installs what the demo needs")
         return 1
     encoder = semantic_search.load()
     agree = semantic_search.run(encoder)
-    picture = OUTPUT / "attention_map.png"
-    seen = attention_map.draw(encoder, picture)
-    print(f"\n  attention map of one sentence: {os.path.relpath(picture)}\n    {seen}")
+    print("\n  what it looks at:")
+    for name, seen in attention_maps.draw(encoder, OUTPUT).items():
+        print(f"    {os.path.relpath(OUTPUT / name)}\n      {seen}")
 
     heading("2. A training step over 65,536 tokens")
     # in a process of its own, so that its memory is its own

@@ -28,6 +28,21 @@ def canary():
     library._destroy()
 
 
+def test_watch_ops():
+    seen = []
+    x = torch.ones(2, requires_grad=True)
+    with transforms.watch_ops(lambda op, args: seen.append(op)):
+        y = x.exp().sum()
+        y.backward()
+        with transforms.below_autograd():
+            torch.add(x, 1)
+    x.exp()
+    ran = [op for op in seen if op in (torch.ops.aten.exp.default, torch.ops.aten.sum.default)]
+    assert ran == [torch.ops.aten.exp.default, torch.ops.aten.sum.default]
+    assert seen[-1] == torch.ops.aten.add.Tensor
+    torch.testing.assert_close(x.grad, torch.ones(2).exp())
+
+
 def test_transforms_active():
     seen = []
 

@@ -289,7 +289,7 @@ def raises_when_differentiated(op: Any, name: str) -> Any:
     """The Autograd kernel of a raw op: by itself the dispatcher would let its derivative be zero."""
 
     def kernel(keyset: Any, *args: Any) -> Any:
-        if _asks_for_derivative(args):
+        if asks_for_derivative(args):
             raise RuntimeError(f"{op}: a raw op has no derivative; call attention_ext.{name}")
         with below_autograd():
             return op.redispatch(after_autograd(keyset), *args)
@@ -297,7 +297,7 @@ def raises_when_differentiated(op: Any, name: str) -> Any:
     return kernel
 
 
-def _asks_for_derivative(args: tuple[Any, ...]) -> bool:
+def asks_for_derivative(args: tuple[Any, ...]) -> bool:
     tensors = [x for x in args if isinstance(x, Tensor)]
     unpack = torch.autograd.forward_ad.unpack_dual
     return (

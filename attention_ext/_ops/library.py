@@ -18,6 +18,7 @@ pack_mask_bits = _ops._pack_mask_bits.default
 build_block_table = _ops._build_block_table.default
 dense_block_table = _ops._dense_block_table.default
 attention = _ops.attention.default
+attention_map = _ops.attention_map.default
 dropout_keep = _ops._dropout_keep.default
 linear_forward = _ops._linear_attention_forward.default
 linear_backward = _ops._linear_attention_backward.default

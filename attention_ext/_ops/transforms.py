@@ -50,6 +50,21 @@ def after_autograd(keyset: Any) -> Any:
         raise _missing("torch._C._after_autograd_keyset") from error
 
 
+def watch_ops(seen: Callable[[Any, tuple[Any, ...]], None]) -> AbstractContextManager[Any]:
+    """Within it, seen(op, args) is called before each op that runs, below autograd."""
+    try:
+        mode = torch.utils._python_dispatch.TorchDispatchMode
+    except AttributeError as error:
+        raise _missing("torch.utils._python_dispatch.TorchDispatchMode") from error
+
+    class Watch(mode):
+        def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen(op, args)
+            return op(*args, **(kwargs or {}))
+
+    return Watch()
+
+
 def is_fake(t: Tensor) -> bool:
     """Has t no values, as where torch.compile only asks for shapes? torch.func transforms may wrap it."""
     try:

@@ -33,7 +33,7 @@ class LoweredMask(NamedTuple):
     block_table: list[Tensor]  # [] or a mask program and its arrays
 
     def on(self, device: torch.device) -> LoweredMask:
-        """The same with the arrays of a built table, which the CPU made, on this device; its program stays."""
+        """The same with the arrays of a table, which the CPU built, on this device; its program stays."""
         if not self.block_table or device.type == "cpu":
             return self
         program, *arrays = self.block_table

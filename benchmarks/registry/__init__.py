@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..cases import Case
-from . import attention, features, layers, linear, sparse
+from . import attention, features, layers, linear, maps, sparse
 
 __all__ = ["CASES", "operators"]
 
@@ -21,6 +21,7 @@ CASES: tuple[Case, ...] = (
     *_grouped("One token of linear attention", linear.LINEAR_ATTENTION_STEP, "linear_attention_step"),
     *_grouped("The delta rule", linear.DELTA_RULE, "delta_rule"),
     *_grouped("Performer", features.PERFORMER, "performer"),
+    *_grouped("Attention maps", maps.MAPS, "attention_map"),
     *_grouped("The layer, of width E = H x D", layers.LAYER, "multihead_attention"),
     *_grouped("Sparse layers, of width E = H x D", sparse.LAYERS, "multihead_attention"),
 )

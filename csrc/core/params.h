@@ -79,4 +79,27 @@ struct AttentionGradParams : AttentionParams {
   double* alibi_partial = nullptr;  // [B, Hq, chunks]
 };
 
+// A query row whose weights are asked for, and where they go.
+struct MapRow {
+  int64_t row, place;
+};
+
+// Attention maps: what is made of the weights p = exp(s - lse) of the forward pass.
+struct AttentionMapParams : AttentionParams {
+  const MapRow* rows = nullptr;  // in ascending order
+  int64_t row_count = 0;
+  int64_t query_bins = 0, key_bins = 0;
+  View weights;      // (B, Hq, row_count, Lk), zeroed
+  View binned;       // (B, Hq, query_bins, key_bins)
+  View column_sums;  // (B, Hq, Lk, 1)
+  View entropy;      // (B, Hq, Lq, 1)
+
+  // A task is one of `chunks` runs of key blocks of one (b, key head): a function of the shapes.
+  int64_t chunks = 1;
+  void* row_lse = nullptr;            // [2, B, Hq, Lq] in the compute type, as of the backward pass
+  double* entropy_partial = nullptr;  // [B, Hq, chunks, Lq]
+  double* bin_partial =
+      nullptr;  // [B, Hq, key_bins + chunks - 1, query_bins]: chunk c, bin k at k + c
+};
+
 }  // namespace attn

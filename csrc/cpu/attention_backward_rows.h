@@ -2,10 +2,6 @@
 //   delta = sum_d dout * out - dlse,  dsink = -sum_i exp(sink - lse) * delta
 // One work item is a block of rows of one (b, h). Included by kernels.inl.
 
-// From here on the rounding of lse shows in the weights: exp(s - lse) may be off by 0.4 % (float).
-template <class A>
-constexpr double kLargeLse = std::is_same_v<A, double> ? 1e14 : 65536;
-
 constexpr int64_t kRowsAhead = 32;  // to prefetch
 
 template <class E>
@@ -51,31 +47,12 @@ class AttentionBackwardRows {
       const int64_t at = (b_ * p_.Hq + h_) * p_.Lq + i;
       A* lse = static_cast<A*>(p_.row_lse) + at;
       A* lse_low = lse + p_.B * p_.Hq * p_.Lq;
-      split_lse(i, lse, lse_low);
+      split_lse<E>(p_, b_, h_, i, forward_scratch_, lse, lse_low);
       const double delta = row_delta(i, &p_.row_finite[at]);
       static_cast<A*>(p_.row_delta)[at] = static_cast<A>(delta);
       if (sink != -INFINITY) dsink -= std::exp(sink - *lse - *lse_low) * delta;
     }
     if (p_.sink_partial) p_.sink_partial[item] = dsink;
-  }
-
-  // lse in two parts where one is too coarse. The weights exp(s - lse) of an empty row become
-  // exp(-inf) = 0.
-  void split_lse(int64_t i, A* lse, A* lse_low) {
-    const double value = load_scalar(p_.lse.at(b_, h_, i), p_.lse.dtype);
-    *lse = static_cast<A>(value == -INFINITY ? INFINITY : value);
-    *lse_low = 0;
-    if (std::abs(value) < kLargeLse<A> || !(std::abs(value) < INFINITY)) return;
-    A m, l;
-    AttentionForward<E>::row_state(p_, b_, h_, i, forward_scratch_, &m, &l);
-    if (p_.sinks) {
-      const double sink = load_scalar(p_.sinks.at(0, h_, 0), p_.sinks.dtype);
-      const double top = std::fmax(static_cast<double>(m), sink);
-      l = static_cast<A>((l == 0 ? 0 : l * std::exp(m - top)) + std::exp(sink - top));
-      m = static_cast<A>(top);
-    }
-    *lse = m;
-    *lse_low = static_cast<A>(std::log(static_cast<double>(l)));
   }
 
   // A non-finite dout that meets an output of 0, as that of an empty row is, counts as 0.

@@ -21,11 +21,18 @@ struct Kernel {
   void (*run)(const Params&, int64_t item, void* scratch);
 };
 
+// After the forward pass, without values: the number of chunks, then the passes.
+struct AttentionMapKernels {
+  int64_t (*chunks)(const AttentionMapParams&);
+  Kernel<AttentionMapParams> rows, tiles, reduce;
+};
+
 struct AttentionKernels {
   Kernel<AttentionParams> forward;
   // The plan first, then the three passes one after the other.
   GradPlan (*backward_plan)(const AttentionGradParams&);
   Kernel<AttentionGradParams> backward_rows, backward, backward_reduce;
+  AttentionMapKernels map;
 };
 
 // Linear attention and the delta rule. Forward: three passes, of the delta rule the last one alone.

@@ -16,6 +16,7 @@ namespace {
 #include "cpu/attention_common.h"
 #include "cpu/attention_row_tile.h"
 #include "cpu/attention_forward.h"
+#include "cpu/attention_lse.h"
 #include "cpu/attention_backward_plan.h"
 #include "cpu/attention_backward_rows.h"
 #include "cpu/attention_backward_queries.h"
@@ -23,6 +24,7 @@ namespace {
 #include "cpu/attention_backward_keys.h"
 #include "cpu/attention_backward.h"
 #include "cpu/attention_backward_reduce.h"
+#include "cpu/attention_map.h"
 #include "cpu/linear_features.h"
 #include "cpu/linear_scores.h"
 #include "cpu/linear_pass.h"
@@ -45,10 +47,19 @@ constexpr auto entry() {
 }
 
 template <class E>
+constexpr AttentionMapKernels attention_map_kernels() {
+  return {&attention_map_chunks, entry<AttentionMapRows<E>>(), entry<AttentionMap<E>>(),
+          entry<AttentionMapReduce>()};
+}
+
+template <class E>
 constexpr AttentionKernels attention_kernels() {
-  return {entry<AttentionForward<E>>(), &plan_attention_backward<Compute<E>>,
-          entry<AttentionBackwardRows<E>>(), entry<AttentionBackward<E>>(),
-          entry<AttentionBackwardReduce<Compute<E>>>()};
+  return {entry<AttentionForward<E>>(),
+          &plan_attention_backward<Compute<E>>,
+          entry<AttentionBackwardRows<E>>(),
+          entry<AttentionBackward<E>>(),
+          entry<AttentionBackwardReduce<Compute<E>>>(),
+          attention_map_kernels<E>()};
 }
 
 template <class A>

@@ -53,6 +53,7 @@ class AttentionCall {
   std::vector<std::vector<char>> results();
 
   const AttentionCase& options() const { return case_; }
+  const attn::AttentionParams& params() const { return p_; }
   bool allowed(int64_t b, int64_t h, int64_t i, int64_t j) const;
   // 0 where dropped, else 1 / (1 - p)
   double kept(int64_t b, int64_t h, int64_t i, int64_t j) const;

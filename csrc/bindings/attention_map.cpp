@@ -1,0 +1,126 @@
+// attention_ext::attention_map, on the CPU.
+#include <algorithm>
+#include <cmath>
+#include <tuple>
+
+#include "bindings/attention_arguments.h"
+#include "bindings/threads.h"
+
+namespace attn {
+
+namespace {
+
+using Results = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+std::vector<MapRow> chosen_rows(const OptionalTensor& rows, int64_t Lq) {
+  std::vector<MapRow> chosen;
+  if (!rows) return chosen;
+  check(rows->is_cpu() && rows->scalar_type() == ScalarType::Long && rows->dim() == 1,
+        "rows: expected int64 of one dimension on the CPU, got ", describe(*rows));
+  const auto* row = static_cast<const int64_t*>(rows->data_ptr());
+  for (int64_t n = 0; n < rows->size(0); ++n, row += rows->stride(0)) {
+    check(0 <= *row && *row < Lq, "rows: expected 0 to Lq - 1 = ", Lq - 1, ", got ", *row);
+    chosen.push_back({*row, n});
+  }
+  std::sort(chosen.begin(), chosen.end(),
+            [](const MapRow& a, const MapRow& b) { return a.row < b.row; });
+  return chosen;
+}
+
+void fill_bins(const std::vector<int64_t>& bins, AttentionMapParams& p) {
+  check(bins.empty() || bins.size() == 2, "bins: expected 0 or 2 integers, got ", bins.size());
+  if (bins.empty()) return;
+  const auto fits = [](int64_t n, int64_t length) { return (n > 0 || length == 0) && n <= length; };
+  check(fits(bins[0], p.Lq) && fits(bins[1], p.Lk), "bins: expected 1 to Lq = ", p.Lq,
+        " and 1 to Lk = ", p.Lk, ", got ", bins[0], " and ", bins[1]);
+  p.query_bins = bins[0], p.key_bins = bins[1];
+}
+
+// What the passes leave for each other, one allocation, carved twice.
+void carve_workspace(AttentionMapParams& p, int64_t element, Arena& arena) {
+  const int64_t heads = p.B * p.Hq;
+  p.row_lse = arena.take<char>(2 * heads * p.Lq * element);
+  p.entropy_partial = arena.take<double>(heads * p.chunks * p.Lq);
+  p.bin_partial = arena.take<double>(heads * (p.key_bins + p.chunks - 1) * p.query_bins);
+}
+
+Results run(const AttentionArguments& a, const OptionalTensor& rows,
+            const std::vector<int64_t>& bins) {
+  check(a.query.is_cpu(),
+        "query: expected a tensor on the CPU, where alone attention_map runs in this version, got ",
+        describe(a.query));
+  AttentionMapParams p;
+  BlockTableArrays built;
+  fill_attention("attention_map", a, p, built);
+  p.Dv = 0;
+  const std::vector<MapRow> chosen = chosen_rows(rows, p.Lq);
+  p.rows = chosen.data();
+  p.row_count = static_cast<int64_t>(chosen.size());
+  fill_bins(bins, p);
+
+  const ScalarType type = accumulator_of(a.query.scalar_type());
+  const int64_t B = a.query.size(0), Hq = a.query.size(1);
+  Tensor weights = empty({B, Hq, p.row_count, p.Lk}, type);
+  Tensor binned = empty({B, Hq, p.query_bins, p.key_bins}, type);
+  Tensor column_sums = empty({B, Hq, p.Lk}, type);
+  Tensor entropy = empty({B, Hq, p.Lq}, type), lse = empty({B, Hq, p.Lq}, type);
+  torch::stable::zero_(weights);
+  p.weights = view_of(weights), p.binned = view_of(binned);
+  p.column_sums = view_of(column_sums), p.entropy = view_of(entropy), p.lse = view_of(lse);
+
+  const AttentionKernels& kernels = attention_kernels(p);
+  p.chunks = kernels.map.chunks(p);
+  const int64_t element = type == ScalarType::Double ? 8 : 4;
+  Arena measure(nullptr);
+  carve_workspace(p, element, measure);
+  const Tensor workspace = empty({std::max<int64_t>(measure.used(), 1)}, ScalarType::Byte);
+  Arena arena(workspace.data_ptr());
+  carve_workspace(p, element, arena);
+
+  run_items(kernels.forward, static_cast<const AttentionParams&>(p));
+  run_items(kernels.map.rows, p);
+  run_items(kernels.map.tiles, p);
+  run_items(kernels.map.reduce, p);
+  return {weights, binned, column_sums, entropy, lse};
+}
+
+Results attention_map(const Tensor& query, const Tensor& key, const std::vector<int64_t>& band,
+                      const OptionalTensor& band_offset, const OptionalTensor& key_lengths,
+                      const OptionalTensor& mask_bits, const OptionalTensor& row_bounds,
+                      const std::vector<Tensor>& block_table, const OptionalTensor& bias,
+                      const OptionalTensor& sinks, const OptionalTensor& alibi_slopes,
+                      std::optional<double> scale, double softcap, const OptionalTensor& rows,
+                      const std::vector<int64_t>& bins) {
+  const double D = query.dim() == 4 ? static_cast<double>(query.size(3)) : 1;
+  return run({query,
+              key,
+              key,
+              {band, band_offset, key_lengths, mask_bits, row_bounds, block_table},
+              bias,
+              sinks,
+              alibi_slopes,
+              scale.value_or(D > 0 ? 1 / std::sqrt(D) : 1),
+              softcap,
+              0.0,
+              std::nullopt},
+             rows, bins);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(attention_ext, m) {
+  m.def("attention_map(Tensor query, Tensor key, " ATTN_MASK_SCHEMA
+        ", Tensor? bias, Tensor? sinks, Tensor? alibi_slopes, float? scale, float softcap, Tensor? "
+        "rows, SymInt[] bins) -> (Tensor weights, Tensor binned, Tensor column_sums, Tensor "
+        "entropy, Tensor lse)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(attention_ext, CPU, m) {
+  m.impl("attention_map", TORCH_BOX(&attention_map));
+}
+// To say so.
+STABLE_TORCH_LIBRARY_IMPL(attention_ext, CUDA, m) {
+  m.impl("attention_map", TORCH_BOX(&attention_map));
+}
+
+}  // namespace attn
