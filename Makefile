@@ -15,7 +15,7 @@ export PATH := $(abspath $(VENV)/bin):$(PATH)
 STAMPS := $(VENV)/.stamps
 BUILT := build/stamps/built
 # Tests of values and gradients: run on every instruction set.
-VALUE_TESTS := $(wildcard tests/test_attention_*.py tests/test_linear_*.py tests/test_delta_*.py)
+VALUE_TESTS := $(wildcard tests/test_attention_*.py tests/test_linear_*.py tests/test_delta_*.py tests/test_select_*.py)
 SOURCES := $(shell find csrc -type f \( -name '*.h' -o -name '*.cpp' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh' \))
 CXX_FILES := $(shell find csrc tests -type f \( -name '*.h' -o -name '*.cpp' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh' \) 2>/dev/null)
 LINTERS := $(shell sed -nE 's/^ *"((ruff|clang-format)==[^"]+)",.*/\1/p' pyproject.toml)

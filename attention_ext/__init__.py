@@ -11,6 +11,7 @@ from .functional import attention, merge_attention_states, scaled_dot_product_at
 from .linear import linear_attention, linear_attention_step
 from .maps import AttentionMap, attention_map
 from .nn import MultiheadAttention, replace_attention
+from .selection import select_blocks
 from .varlen import attention_varlen
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "reference",
     "replace_attention",
     "scaled_dot_product_attention",
+    "select_blocks",
     "visualize",
 ]
 __version__ = _build()["version"]

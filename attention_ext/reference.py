@@ -17,6 +17,7 @@ from ._map_arguments import AttentionMap, chosen_rows, number_of_bins
 from ._ops.transforms import is_fake
 from ._philox import philox4x32
 from ._reference_linear import delta_rule, linear_attention
+from ._reference_select import select_blocks
 from .masks import Mask
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "dropout_keep",
     "linear_attention",
     "merge_attention_states",
+    "select_blocks",
 ]
 
 

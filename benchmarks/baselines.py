@@ -8,6 +8,7 @@ from . import (
     features_peers,
     fla_peers,
     layer_peers,
+    learned_peers,
     linear_peers,
     linear_step_peers,
     map_peers,
@@ -27,7 +28,9 @@ CONTENDERS: dict[str, dict[str, Contender]] = {
     ),
     "linear_attention_step": linear_step_peers.LINEAR_ATTENTION_STEP,
     "multihead_attention": layer_peers.CONTENDERS,
+    "native_sparse": learned_peers.CONTENDERS,
     "performer": features_peers.PERFORMER,
+    "select_blocks": learned_peers.CONTENDERS,
 }
 # Of each operator, what ours under other conditions is compared with.
 REFERENCE = {
@@ -37,5 +40,7 @@ REFERENCE = {
     "linear_attention": "chunks_64",
     "linear_attention_step": "torch",
     "multihead_attention": "torch",
+    "native_sparse": "sdpa_bool_mask",
     "performer": "performer_pytorch",
+    "select_blocks": "sdpa_bool_mask",
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from .learned_patterns import Chosen, Native
 from .patterns import BigBird, Documents, Grid, Longformer, Table
 
 __all__ = ["CAUSAL", "FEATURES", "Band", "Case", "Holes", "Pattern", "Requirement", "Shape", "plain"]
@@ -69,7 +70,7 @@ class Holes:
         return "padding in every tile" if self.keys_only else "holes in every tile"
 
 
-Pattern = Band | Holes | BigBird | Documents | Grid | Longformer | Table
+Pattern = Band | Holes | BigBird | Chosen | Documents | Grid | Longformer | Native | Table
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,8 @@ class Case:
         linear_attention       causal, feature map elu + 1, normalised
         linear_attention_step  one token of it, unnormalised and with decays, in place on the states
         delta_rule             with keys of length 1 and a beta per token
+        select_blocks          the choice, and attention to what was chosen
+        native_sparse          the same beside compressed keys and a window, without gates
         performer              causal linear attention on positive random features, normalised
         multihead_attention    the layer, of width E = H * D; forward is eval, both a training step; of a
                                Longformer or BigBird mask the layer that has it

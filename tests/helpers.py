@@ -84,6 +84,13 @@ def random_blocks(s: Shape) -> masks.Blocks:
     return masks.Blocks(random_keep(s.B, s.Hq, -(-s.Lq // 40), -(-s.Lk // 24)), (40, 24))
 
 
+def random_choice(s: Shape, block: int, group: int = 1) -> masks.Selected:
+    """One block for most queries, none for some."""
+    sizes = (s.B, s.Hq // group if s.Hq % group == 0 else s.Hq, s.Lq, 1)
+    indices = torch.randint(-1, -(-s.Lk // block), sizes, dtype=torch.int32)
+    return masks.Selected(indices, block, 1, s.Hq // sizes[1])
+
+
 # A mask, or None, for a shape. Some leave rows without a key, or keys that nobody sees.
 MASKS: dict[str, Callable[[Shape], masks.Mask | None]] = {
     "none": lambda s: None,
@@ -103,6 +110,8 @@ MASKS: dict[str, Callable[[Shape], masks.Mask | None]] = {
     "dilated": lambda s: masks.Dilated(None, 3, 3),
     "table": lambda s: (masks.SlidingWindow(9, 4) | random_blocks(s)) & masks.Causal(),
     "table_lengths": lambda s: (masks.Strided(2) | masks.Global(1)) & random_lengths(s),
+    "chosen": lambda s: random_choice(s, 64),
+    "chosen_causal": lambda s: random_choice(s, 24, 2) & masks.Causal(),
     "everything": lambda s: (
         masks.Causal()
         & masks.SlidingWindow(20, None)

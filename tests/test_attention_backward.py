@@ -13,6 +13,7 @@ from helpers import (
     assert_attention_matches,
     assert_matches,
     make_qkv,
+    random_choice,
     random_keep,
 )
 
@@ -96,6 +97,17 @@ def test_many_queries(dtype, mask):
 
 
 # masks and terms
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("block", [64, 128, 40])
+def test_rows_that_are_gathered(block, dtype):
+    """Each query sees one block, so that tiles have few rows; in all more than are gathered at a time."""
+    for shape in (Shape(1, 2, 1, 300, 1100, 16, 24), Shape(2, 4, 2, 130, 200, 5, 3)):
+        q, k, v = make_qkv(shape, dtype, heads_last=shape.B == 2)
+        mask = random_choice(shape, block, 2 if block == 128 else 1)
+        assert_near(q, k, v, mask=mask & masks.Causal(), scale=-0.3 if block == 40 else None)
+        assert_near(q, k, v, mask=mask, sinks=torch.randn(shape.Hq))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

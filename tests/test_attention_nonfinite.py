@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers import Shape, make_qkv, random_keep
+from helpers import Shape, make_qkv, random_choice, random_keep
 from torch import Tensor
 
 import attention_ext as ax
@@ -22,6 +22,8 @@ MASKS = {
     "window": WINDOW,
     "blocks": masks.Dense(torch.arange(70)[:, None] // 10 == torch.arange(131) // 20),
     "window_lengths": WINDOW & masks.KeyLengths([90, 131]),
+    "chosen": random_choice(SHAPE, 64) & masks.KeyLengths([60, 129]),
+    "chosen_small": random_choice(SHAPE, 24) & masks.KeyLengths([90, 131]),
 }
 
 

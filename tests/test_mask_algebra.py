@@ -13,6 +13,7 @@ from attention_ext.masks import (
     Blocks,
     Causal,
     Complement,
+    Compressed,
     Dense,
     Dilated,
     Documents,
@@ -22,6 +23,7 @@ from attention_ext.masks import (
     KeyPadding,
     Neighborhood,
     Packed,
+    Selected,
     SlidingWindow,
     Strided,
     Union,
@@ -44,6 +46,18 @@ def random_documents(s, rng):
     return rng.choice([Documents(ids), Documents(ids, queries), Documents(ids, alignment="top_left")])
 
 
+def random_selected(s, rng):
+    heads, group = rng.choice([(s.Hq, 1), (s.Hq // 2, 2), (1, 1)])
+    queries, keys = rng.choice([(1, 64), (1, 48), (30, 16)])
+    indices = torch.randint(-1, -(-s.Lk // keys), (rng.choice([1, s.B]), heads, -(-s.Lq // queries), 3))
+    return Selected(indices.to(torch.int32), keys, queries, group)
+
+
+def random_compressed(s, rng):
+    length, stride = rng.choice([(1, 1), (8, 4), (5, 3)])
+    return Compressed(length, stride, (s.Lk - 1) * stride + length + rng.randrange(stride))
+
+
 ALIGNMENTS = ["top_left", "bottom_right"]
 LEAVES = {
     "causal": lambda s, rng: Causal(rng.choice(ALIGNMENTS)),
@@ -56,6 +70,8 @@ LEAVES = {
     "lengths": lambda s, rng: KeyLengths(torch.randint(0, s.Lk + 2, (s.B,))),
     "padding": lambda s, rng: KeyPadding(random_keep(s.B, s.Lk)),
     "blocks": random_blocks,
+    "selected": random_selected,
+    "compressed": random_compressed,
     "dense": lambda s, rng: Dense(random_keep(*rng.choice([(s.Lq, s.Lk), (s.Hq, 1, s.Lk), (s.Lq, 1)]))),
     "function": lambda s, rng: from_function(
         lambda b, h, q, k: (q + h * k) % (b + 2) == 0, s.B, s.Hq, s.Lq, s.Lk

@@ -10,6 +10,7 @@ import attention_ext as ax
 from attention_ext.masks import (
     Blocks,
     Causal,
+    Compressed,
     Dense,
     Dilated,
     Documents,
@@ -17,6 +18,7 @@ from attention_ext.masks import (
     KeyLengths,
     Neighborhood,
     Packed,
+    Selected,
     Strided,
     from_function,
 )
@@ -32,6 +34,8 @@ MAKERS = {
     "two_documents": lambda: Documents.from_cu_seqlens([0, 2, 6], [0, 5, 6]),
     "neighborhood": lambda: Neighborhood((2, 3), (1, 2), causal=(False, True)),
     "blocks": lambda: Blocks(torch.rand(2, 3) > 0.5, (3, 2)),
+    "selected": lambda: Selected(torch.tensor([[0, 1], [-1, 2], [1, 1]], dtype=torch.int32), 2, 2),
+    "compressed": lambda: Compressed(3, 2, 13),
     "function": lambda: from_function(lambda b, h, q, k: q >= k, None, None, 6, 6),
     "packed": lambda: Packed(Causal() & KeyLengths([1, 3]), [0, 2, 6]),
     "packed_all": lambda: Packed(None, [0, 2, 6], [0, 5, 6]),
@@ -127,6 +131,12 @@ WRONG = [
     (lambda: Blocks(MAP, 0), ValueError, f"block_size: {POSITIVE} below 2**31, got 0"),
     (lambda: Blocks(MAP, (1, 2, 3)), ValueError, "block_size: expected one size or two, of queries and keys, got (1, 2, 3)"),  # noqa: E501
     (lambda: Blocks.from_flex(MAP), TypeError, "block_mask: expected a BlockMask, got Tensor"),
+    (lambda: Selected(MAP, 4), TypeError, "indices: expected an int32 tensor, got torch.bool"),
+    (lambda: Selected(IDS.int(), 4), ValueError, "indices: expected shape (..., nq, n), got (6,)"),
+    (lambda: Selected(IDS.int()[None], 0), ValueError, f"block_size: {POSITIVE} below 2**31, got 0"),
+    (lambda: Selected(IDS.int()[None], 1, 1, 1.5), TypeError, f"group: {POSITIVE}, got float"),
+    (lambda: Compressed(4, 0, 9), ValueError, f"stride: {POSITIVE} below 2**31, got 0"),
+    (lambda: Compressed(4, 2, -1), ValueError, f"positions: {POSITIVE} below 2**31, got -1"),
     (lambda: from_function(lambda b, h, q, k: q - k, 1, 1, 4, 4), TypeError, "fn: expected a function that gives a bool, got torch.int64"),  # noqa: E501
     (lambda: from_function(lambda b, h, q, k: q > k, 1, 1, -4, 4), ValueError, "Lq: expected a size of at least 0, got -4"),  # noqa: E501
     (lambda: Packed(MAP, [0, 1]), TypeError, "mask: expected one of attention_ext.masks or None, got Tensor"),
@@ -139,6 +149,9 @@ MISFITS = [
     (Documents(IDS.new_zeros(3, 7)), "mask: expected batch size 2 or 1 and 4 heads or 1, got 3 and 1"),
     (Blocks(MAP, 2), "mask: expected a block map of 3 x 4 blocks, got 2 x 2"),
     (Blocks(MAP.expand(3, 2, 2), (3, 4)), "mask: expected batch size 2 or 1 and 4 heads or 1, got 1 and 3"),
+    (Selected(IDS.int()[:, None], 4), "mask: expected selected blocks for 5 rows of queries, got 6"),
+    (Selected(IDS.int()[:5, None] + 2, 4), "mask: expected selected blocks below 2, got 2"),
+    (Compressed(4, 2, 9), "mask: expected 3 compressed keys, got 7"),
     (Neighborhood(5, 2), "mask: expected 5 queries and keys for this neighborhood, got 5 and 7"),
     (Causal() | Dense(MAP), "mask: expected a map of 5 or 1 queries and 7 or 1 keys, got 2 and 2"),
     (~KeyLengths([1, 2, 3]), "mask: expected batch size 2 or 1 and 4 heads or 1, got 3 and 1"),
@@ -182,6 +195,7 @@ def test_stored_tables_are_checked():
         (2, (0, 0), 9, "tiles in ascending order"),
         (2, (1, 0), 0, "tiles in ascending order"),
         (2, (0, 1), 50, "maps that are there"),
+        (2, (0, 1), -2 - 64 * 4, "maps that are there"),
         (4, (0, 0), -1, "tiles in ascending order"),
     ]:
         bad = [t.clone() for t in good]

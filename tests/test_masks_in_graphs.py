@@ -12,6 +12,7 @@ from attention_ext._ops import library
 from attention_ext.masks import (
     Blocks,
     Causal,
+    Compressed,
     Dense,
     Dilated,
     Documents,
@@ -20,6 +21,7 @@ from attention_ext.masks import (
     KeyLengths,
     KeyPadding,
     Packed,
+    Selected,
     SlidingWindow,
     Strided,
     from_function,
@@ -51,6 +53,8 @@ GRAPH_MASKS = {
     "table_lengths": lambda: Documents(torch.tensor([0, 0, 1, 1, 1, 2, -1, -1, 2])) | KeyLengths([2, 9]),
     "packed": lambda: Packed(Causal(), [0, 2, 5], [0, 6, 9]),
     "blocks": lambda: Blocks(torch.rand(4, 2, 3) > 0.4, (4, 3)) & Causal(),
+    "selected": lambda: Selected(torch.randint(-1, 3, (2, 4, 5, 2), dtype=torch.int32), 3) & Causal(),
+    "compressed": lambda: Compressed(4, 2, 20),
     "function": lambda: from_function(lambda b, h, q, k: q + h != k, None, 4, 5, 9),
     "all": lambda: (
         Causal() & KeyLengths([2, 9]) & KeyPadding(KEEP.repeat(1, 3)) & Dense(torch.rand(4, 1, 9) > 0.3)

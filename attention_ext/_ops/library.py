@@ -20,6 +20,7 @@ dense_block_table = _ops._dense_block_table.default
 attention = _ops.attention.default
 attention_map = _ops.attention_map.default
 dropout_keep = _ops._dropout_keep.default
+select_blocks = _ops.select_blocks.default
 linear_forward = _ops._linear_attention_forward.default
 linear_backward = _ops._linear_attention_backward.default
 linear_attention = _ops.linear_attention.default

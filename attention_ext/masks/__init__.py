@@ -6,8 +6,8 @@ operators take, `LoweredMask`, without building an Lq x Lk tensor that the mask 
 inside compare by identity and version.
 
 Positions: query i stands at i' = i + Lk - Lq (bottom right: the last query at the last key), or at i' = i
-with alignment="top_left"; key j stands at j. KeyLengths, KeyPadding, Blocks, Dense and from_function index
-plainly, by (i, j).
+with alignment="top_left"; key j stands at j. KeyLengths, KeyPadding, Blocks, Selected, Dense and
+from_function index plainly, by (i, j).
 """
 
 import torch
@@ -19,12 +19,14 @@ from ._grid import Neighborhood
 from ._lowering import NO_MASK, LoweredMask
 from ._packed import Packed
 from ._positions import Documents, Global
+from ._selected import Compressed, Selected
 from ._tensor import Dense, KeyLengths, KeyPadding
 
 _classes = (
     Blocks,
     Causal,
     Complement,
+    Compressed,
     Dense,
     Dilated,
     Documents,
@@ -34,6 +36,7 @@ _classes = (
     KeyPadding,
     Neighborhood,
     Packed,
+    Selected,
     SlidingWindow,
     Strided,
     Tiles,
@@ -44,6 +47,7 @@ __all__ = [
     "Blocks",
     "Causal",
     "Complement",
+    "Compressed",
     "Dense",
     "Dilated",
     "Documents",
@@ -55,6 +59,7 @@ __all__ = [
     "Mask",
     "Neighborhood",
     "Packed",
+    "Selected",
     "SlidingWindow",
     "Strided",
     "Tiles",

@@ -15,6 +15,7 @@ UNBOUNDED = 2**62  # in a band: no limit on this side
 
 # Of a mask program; the numbers of csrc/cpu/mask_expression.h.
 AND, OR, NOT, PACKED, BAND, LENGTHS, BITS, DOCUMENTS, GLOBAL, BLOCKS, NEIGHBORHOOD, TABLE = range(12)
+SELECTED, COMPRESSED = 12, 13
 TILE = 64
 
 

@@ -14,13 +14,19 @@ def table_density(block_table: list[Tensor], Lq: int, Lk: int) -> float:
     """The share of allowed pairs."""
     _, row_start, entries, _, _, maps = block_table
     lists = row_start.shape[0] * row_start.shape[1]
-    tiles, index = entries[:, 0].long(), entries[:, 1].long()
     counts = row_start.diff(dim=-1).flatten()
+    # Heads may share their lists: entries are taken list by list.
+    first = row_start[..., :-1].flatten() - (counts.cumsum(0) - counts)
+    chosen = entries[torch.repeat_interleave(first, counts) + torch.arange(int(counts.sum()))]
+    tiles, index = chosen[:, 0].long(), chosen[:, 1].long()
     rows = torch.arange(counts.shape[0]) % max(1, row_start.shape[2] - 1)
     queries = torch.repeat_interleave((Lq - rows * TILE).clamp(max=TILE), counts)
     pairs = queries * (Lk - tiles * TILE).clamp(max=TILE)
     if len(maps):
-        pairs = torch.where(index < 0, pairs, count_bits(maps).sum(1)[index.clamp(min=0)])
+        bits = count_bits(maps)
+        pairs = torch.where(index < 0, pairs, bits.sum(1)[index.clamp(min=0)])
+        keys = (Lk - tiles * TILE).clamp(max=TILE)
+        pairs = torch.where(index < -1, bits.flatten()[(-2 - index).clamp(min=0)] * keys, pairs)
     return float(pairs.sum()) / (lists * Lq * Lk) if lists and Lq and Lk else 0.0
 
 
@@ -66,5 +72,5 @@ def tile_kinds(block_table: list[Tensor], b: int = 0, h: int = 0) -> Tensor:
     chosen = entries[int(start[0]) : int(start[-1])].long()
     rows = torch.repeat_interleave(torch.arange(len(start) - 1), start.diff())
     kinds = torch.zeros(len(start) - 1, column_start.shape[2] - 1, dtype=torch.int64)
-    kinds[rows, chosen[:, 0]] = torch.where(chosen[:, 1] < 0, 2, 1)
+    kinds[rows, chosen[:, 0]] = torch.where(chosen[:, 1] == -1, 2, 1)
     return kinds

@@ -6,7 +6,9 @@ from .gated_linear_attention import GatedLinearAttention
 from .linear_attention import LinearAttention
 from .linformer import LinformerAttention
 from .longformer import LongformerAttention
+from .moba_attention import MoBAAttention
 from .multihead_attention import MultiheadAttention
+from .native_sparse_attention import NativeSparseAttention
 from .nystrom import NystromAttention
 from .random_features import PerformerAttention, RandomFeatureAttention
 from .replace import ReplacementReport, replace_attention
@@ -32,7 +34,9 @@ __all__ = [
     "LinearAttention",
     "LinformerAttention",
     "LongformerAttention",
+    "MoBAAttention",
     "MultiheadAttention",
+    "NativeSparseAttention",
     "NeighborhoodAttention",
     "NystromAttention",
     "PerformerAttention",

@@ -129,14 +129,18 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
             weights = weights.mean(dim=1) if average_attn_weights else weights
             weights = weights if batched else weights.squeeze(0)
 
+        output = self._join_heads(attended, batch_first)
+        return (output if batched else output.squeeze(0)), weights
+
+    def _join_heads(self, attended: Tensor, batch_first: bool) -> Tensor:
+        """The out-projection of (N, H, L, D)."""
         # (N, H, L, D) to (N, L, E) is a view, to (L, N, E) a copy, which torch's contiguous output needs.
         n, _, length, _ = attended.shape
         if batch_first:
             attended = attended.transpose(1, 2).reshape(n, length, self.embed_dim)
         else:
             attended = attended.permute(2, 0, 1, 3).reshape(length, n, self.embed_dim)
-        output = F.linear(attended, self.out_proj.weight, self.out_proj.bias)
-        return (output if batched else output.squeeze(0)), weights
+        return F.linear(attended, self.out_proj.weight, self.out_proj.bias)
 
     def _attention(
         self,
@@ -244,7 +248,7 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
             keep, padding_bias = ~padding, None
         else:
             keep = padding != -math.inf
-            padding_bias = None if _only_hides(padding, keep) else _bias_dtype(padding, q)[:, None, None, :]
+            padding_bias = None if only_hides(padding, keep) else _bias_dtype(padding, q)[:, None, None, :]
         if isinstance(attn_mask, Tensor) and attn_mask.dtype == torch.bool:
             # Two bit masks would join in one as large as (N, 1, L, S); a row of -inf per batch is linear.
             if padding_bias is None:
@@ -335,7 +339,7 @@ def _both(first: Mask, second: Mask | None) -> Mask:
     return first if second is None else first & second
 
 
-def _only_hides(padding: Tensor, keep: Tensor) -> bool:
+def only_hides(padding: Tensor, keep: Tensor) -> bool:
     """Whether a float padding mask is known to hold only 0 and -inf, as torch's layers make of a bool one."""
     if padding.requires_grad or padding.device.type != "cpu" or torch.compiler.is_compiling():
         return False

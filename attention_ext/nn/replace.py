@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.nn.utils import parametrize
 
-from . import bigbird, longformer, sparse_attention
+from . import bigbird, longformer, moba_attention, sparse_attention
 from .multihead_attention import MultiheadAttention
 
 _KINDS: dict[str, type[MultiheadAttention]] = {
@@ -21,6 +21,7 @@ _KINDS: dict[str, type[MultiheadAttention]] = {
     "neighborhood": sparse_attention.NeighborhoodAttention,
     "longformer": longformer.LongformerAttention,
     "bigbird": bigbird.BigBirdAttention,
+    "moba": moba_attention.MoBAAttention,
 }
 
 
@@ -67,7 +68,7 @@ def replace_attention(model: torch.nn.Module, kind: str = "dense", **pattern: An
         kind: "dense", or a sparse pattern that every module gets, those that are
             :class:`attention_ext.MultiheadAttention` already included: "sliding_window", "dilated",
             "strided", "block_sparse", "neighborhood", "longformer" (whose global projections are new
-            parameters) or "bigbird".
+            parameters), "bigbird" or "moba".
         pattern: the keywords of that pattern's layer in ``attention_ext.nn``, such as ``window=256``.
 
     Returns:

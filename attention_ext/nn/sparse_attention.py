@@ -67,8 +67,11 @@ class SparseAttention(MultiheadAttention):
         self, q: Tensor, k: Tensor, key_padding_mask: Any, attn_mask: Any
     ) -> tuple[Mask, Tensor | None]:
         mask, bias = super()._masks(q, k, key_padding_mask, attn_mask)
-        pattern = self.pattern(q.shape[2], k.shape[2]).to(q.device)
+        pattern = self._pattern_of(q, k, key_padding_mask)
         return pattern if mask is None else pattern & mask, bias
+
+    def _pattern_of(self, q: Tensor, k: Tensor, key_padding_mask: Tensor | None) -> Mask:
+        return self.pattern(q.shape[2], k.shape[2]).to(q.device)
 
 
 class SlidingWindowAttention(SparseAttention):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..cases import Case
-from . import attention, features, layers, linear, maps, sparse
+from . import attention, features, layers, learned, linear, maps, sparse
 
 __all__ = ["CASES", "operators"]
 
@@ -22,6 +22,8 @@ CASES: tuple[Case, ...] = (
     *_grouped("The delta rule", linear.DELTA_RULE, "delta_rule"),
     *_grouped("Performer", features.PERFORMER, "performer"),
     *_grouped("Attention maps", maps.MAPS, "attention_map"),
+    *_grouped("Blocks chosen by the queries", learned.SELECT_BLOCKS, "select_blocks"),
+    *_grouped("Native sparse attention", learned.NATIVE_SPARSE, "native_sparse"),
     *_grouped("The layer, of width E = H x D", layers.LAYER, "multihead_attention"),
     *_grouped("Sparse layers, of width E = H x D", sparse.LAYERS, "multihead_attention"),
 )

@@ -12,16 +12,18 @@ constexpr int64_t kTableTile = 64;  // queries and keys of a tile; the keys are 
 
 struct TableEntry {
   int32_t tile;  // key tile in a row's list, query tile in a column's
-  int32_t map;   // into the maps; -1: all pairs of the tile are allowed
+  int32_t map;  // into the maps; -1: all pairs of the tile are allowed; below, word -2 - map of the
+                // maps says which queries see all keys of the tile, the others seeing none
 };
 
 // One tile, found or not.
 struct TableTile {
-  bool full = false;
-  const uint64_t* rows = nullptr;  // 64 row maps of a partial tile; null elsewhere
+  uint64_t queries = 0;            // bit r: query r sees all keys; without row maps
+  const uint64_t* rows = nullptr;  // 64 row maps, or null
 
+  ATTN_HD bool full() const { return queries == ~uint64_t{0}; }
   // Bit t: query r of the tile may see its key t.
-  ATTN_HD uint64_t row(int64_t r) const { return full ? ~uint64_t{0} : rows ? rows[r] : 0; }
+  ATTN_HD uint64_t row(int64_t r) const { return rows ? rows[r] : -(queries >> r & 1); }
 };
 
 struct BlockTable {
@@ -35,6 +37,7 @@ struct BlockTable {
   const uint64_t* maps = nullptr;  // (map_count, 64): equal tiles share one
   // Nothing beyond these is read, whatever the lists say: those on a device stay unchecked.
   int64_t entry_count = 0, map_count = 0;
+  bool sparse = false;  // many queries of the tiles see none of their keys: it pays to gather rows
 
   ATTN_HD explicit operator bool() const { return row_start != nullptr; }
 
@@ -67,10 +70,13 @@ struct BlockTable {
   ATTN_HD TableTile find(int64_t b, int64_t h, int64_t query_tile, int64_t key_tile) const {
     const List list = row(b, h, query_tile);
     const TableEntry* entry = list.from(key_tile);
-    if (entry == list.end || entry->tile != key_tile) return {};
-    if (entry->map < 0) return {true, nullptr};
-    if (entry->map >= map_count) return {};
-    return {false, maps + entry->map * kTableTile};
+    return entry == list.end || entry->tile != key_tile ? TableTile() : tile(*entry);
+  }
+  ATTN_HD TableTile tile(TableEntry entry) const {
+    if (entry.map == -1) return {~uint64_t{0}, nullptr};
+    if (entry.map >= map_count || -2 - int64_t{entry.map} >= map_count * kTableTile) return {};
+    if (entry.map >= 0) return {0, maps + entry.map * kTableTile};
+    return {maps[-2 - entry.map], nullptr};
   }
 
  private:

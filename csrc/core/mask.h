@@ -128,7 +128,7 @@ struct Mask {
     for (int64_t h = heads.begin; h < (table.heads == 1 ? heads.begin + 1 : heads.end); ++h)
       for (int64_t q = rows.begin / kTableTile; q * kTableTile < rows.end; ++q)
         for (int64_t k = keys.begin / kTableTile; k * kTableTile < keys.end; ++k)
-          if (!table.find(b, h, q, k).full) return false;
+          if (!table.find(b, h, q, k).full()) return false;
     return true;
   }
 

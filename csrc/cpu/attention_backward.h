@@ -46,11 +46,10 @@ class AttentionBackward {
   Scalar<E>* ds_rows_;                // [query_chunk_][kTile]
   uint64_t *maps_, *kept_;            // [query_chunk_] row maps over the key block
   QuerySide<E> queries_;
-  QueryRows<E> rows_;  // of the chunk of queries
+  ChunkRows<E> rows_;  // of the chunk of queries, or those gathered of it
+  GatheredRows<E> gathered_;
   KeySide<E> block_;
   BiasSums<A> bias_;
-  const A *lse_ = nullptr, *lse_low_ = nullptr, *delta_ = nullptr;
-  const uint8_t* row_finite_ = nullptr;
   A slope_ = 0;
   double dslope_ = 0;
 
@@ -64,6 +63,7 @@ class AttentionBackward {
                                    int64_t{sizeof(A)} * (2 * p.D + p.Dv + 2 * kTile), kSumRows,
                                    kMaxChunk)),
         queries_(p, query_chunk_, arena),
+        gathered_(p, plain_ && p.mask.table.sparse ? query_chunk_ : 0, arena),
         block_(p, arena),
         bias_(p) {
     weights_ = arena.take<A>(query_chunk_ * kTile);
@@ -134,7 +134,7 @@ class AttentionBackward {
     };
     for (Range run = next(rows.begin); !run.empty(); run = next(run.end)) {
       if (!queries_.whole()) queries_.read(b_, {h_, h_ + 1}, run);
-      rows_ = queries_.at(queries_.whole() ? g : 0, run.begin);
+      rows_.rows = queries_.at(queries_.whole() ? g : 0, run.begin);
       run_queries(run, g);
     }
     if (p_.alibi_partial) alibi_sum(h_) += dslope_;
@@ -159,16 +159,22 @@ class AttentionBackward {
 
   // One chunk of queries of head h_ against every tile of the key block.
   void run_queries(Range rows, int64_t g) {
-    const int n = static_cast<int>(rows.end - rows.begin);
+    int n = static_cast<int>(rows.end - rows.begin);
     Kind kinds[kMaxChunk / kGroup];
     if (!map_rows(rows, kinds)) return;
     if (dq_.touched) touch_dq(g, rows);
     A* dq_head = dq_.data + g * dq_.head;
     const int64_t first = (b_ * p_.Hq + h_) * p_.Lq + rows.begin;
-    lse_ = static_cast<const A*>(p_.row_lse) + first;
-    lse_low_ = lse_ + p_.B * p_.Hq * p_.Lq;
-    delta_ = static_cast<const A*>(p_.row_delta) + first;
-    row_finite_ = p_.row_finite + first;
+    rows_.lse = static_cast<const A*>(p_.row_lse) + first;
+    rows_.lse_low = rows_.lse + p_.B * p_.Hq * p_.Lq;
+    rows_.delta = static_cast<const A*>(p_.row_delta) + first;
+    rows_.finite = p_.row_finite + first;
+    rows_.dq = p_.dq ? dq_head + (rows.begin - dq_.rows.begin) * dq_.width : nullptr;
+    rows_.ld_dq = dq_.width;
+    if (gathered_.active()) {
+      n = gathered_.gather(n, maps_, rows_);
+      for (int g = 0; g * kGroup < n; ++g) kinds[g] = Kind::kPartial;
+    }
     for (int t = 0; keys_.begin + t * kTile < keys_.end; ++t) {
       Kind tile_kinds[kMaxChunk / kGroup];
       for (int g = 0; g * kGroup < n; ++g)
@@ -181,9 +187,10 @@ class AttentionBackward {
         if (e == a)
           e = static_cast<int>(min64(n, a + kGroup));
         else
-          run_tile(t, rows.begin, a, e, tile_kinds, dq_head);
+          run_tile(t, rows.begin, a, e, tile_kinds);
       }
     }
+    if (gathered_.active()) gathered_.write_dq();
   }
 
   // The row maps of the chunk over the key block, and what they come to per group of rows.
@@ -229,7 +236,7 @@ class AttentionBackward {
   }
 
   // Rows a .. e-1 of the chunk against key tile t.
-  void run_tile(int t, int64_t first_row, int a, int e, const Kind* kinds, A* dq_head) {
+  void run_tile(int t, int64_t first_row, int a, int e, const Kind* kinds) {
     const Lane<E>*kt = block_.k(t), *vt = block_.v(t);
     bool leak_free = true;  // no weight of a masked pair meets a non-finite row
     for (int i = a; i < e; i += kGroup) {
@@ -237,7 +244,7 @@ class AttentionBackward {
       const bool partial = kinds[i / kGroup] == Kind::kPartial;
       bias_.prefetch({first_row + end, first_row + min64(e, end + kGroup)}, keys_.begin + t * kTile,
                      kTile);
-      multiply_rows(rows_.q, kt, D_, i, end, [&](int r, Vec<A>(&s)[NV]) ATTN_INLINE_LAMBDA {
+      multiply_rows(rows_.rows.q, kt, D_, i, end, [&](int r, Vec<A>(&s)[NV]) ATTN_INLINE_LAMBDA {
         for (int v = 0; v < NV; ++v) {
           if (plain_) s[v] = weight(s[v] * set1(scale_), r);
           if (plain_ && partial) s[v] = select<A>(seen(t, r, v), s[v], Vec<A>{});
@@ -246,32 +253,34 @@ class AttentionBackward {
       });
       if (!plain_) finish_weights(t, first_row, i, end);
       const Vec<A> scale = set1(scale_);
-      multiply_rows(rows_.dout, vt, Dv_, i, end, [&](int r, Vec<A>(&dp)[NV]) ATTN_INLINE_LAMBDA {
-        for (int v = 0; v < NV; ++v) {
-          if (plain_)
-            dp[v] = load(weights_ + r * kTile + v * W) * ((dp[v] - set1(delta_[r])) * scale);
-          if (plain_ && partial) dp[v] = select<A>(seen(t, r, v), dp[v], Vec<A>{});
-          store(ds_ + r * kTile + v * W, dp[v]);
-        }
-      });
+      multiply_rows(
+          rows_.rows.dout, vt, Dv_, i, end, [&](int r, Vec<A>(&dp)[NV]) ATTN_INLINE_LAMBDA {
+            for (int v = 0; v < NV; ++v) {
+              if (plain_)
+                dp[v] =
+                    load(weights_ + r * kTile + v * W) * ((dp[v] - set1(rows_.delta[r])) * scale);
+              if (plain_ && partial) dp[v] = select<A>(seen(t, r, v), dp[v], Vec<A>{});
+              store(ds_ + r * kTile + v * W, dp[v]);
+            }
+          });
       if (!plain_) finish_ds(t, first_row, i, end);
       if (plain_ && !partial) continue;
       leak_free = leak_free && block_.finite();
-      for (int r = i; r < end; ++r) leak_free = leak_free && row_finite_[r];
+      for (int r = i; r < end; ++r) leak_free = leak_free && rows_.finite[r];
     }
     // The last row may share its pair with one that is not of the tile.
     if ((e - a) % kPair<E> != 0 && first_row + e < queries_.reach().end)
-      leak_free = leak_free && row_finite_[e];
+      leak_free = leak_free && rows_.finite[e];
     if (leak_free)
-      accumulate(t, first_row, a, e, dq_head);
+      accumulate(t, a, e);
     else
-      accumulate_seen(t, first_row, a, e, dq_head);
+      accumulate_seen(t, first_row, a, e);
   }
 
   // exp(s - lse). The product scale * (q . k) is rounded before the subtraction, as it was for lse:
   // a score that dominates its row then cancels exactly.
   ATTN_INLINE Vec<A> weight(Vec<A> s, int r) const {
-    return exp2(((s - set1(lse_[r])) - set1(lse_low_[r])) * set1(static_cast<A>(kLog2e)));
+    return exp2(((s - set1(rows_.lse[r])) - set1(rows_.lse_low[r])) * set1(static_cast<A>(kLog2e)));
   }
 
   // The keys of vector v of tile t that row r sees.
@@ -350,7 +359,7 @@ class AttentionBackward {
           dp = select<A>(kept, dp * keep, Vec<A>{});
           store(weights_ + at, select<A>(kept, weight * keep, Vec<A>{}));
         }
-        Vec<A> ds = select<A>(seen(t, r, v), weight * (dp - set1(delta_[r])), Vec<A>{});
+        Vec<A> ds = select<A>(seen(t, r, v), weight * (dp - set1(rows_.delta[r])), Vec<A>{});
         if (dbias) bias_.add(dbias, j0 + v * W, ds);
         if (p_.alibi_partial)
           dslope = fma(ds, alibi_derivative(distance(first_row + r, j0 + v * W)), dslope);
@@ -382,12 +391,12 @@ class AttentionBackward {
   }
 
   // dv += p^T dout, dk += ds^T q, dq += ds k
-  void accumulate(int t, int64_t first_row, int a, int e, A* dq_head) {
+  void accumulate(int t, int a, int e) {
     if constexpr (kPair<E> > 1) pack_products(t, a, e);
     for (int i = a, end; i < e; i = end) {
-      end = static_cast<int>(min64(e, (i / kSumRows + 1) * kSumRows));
+      end = gathered_.end_of_sum(i, e, kSumRows);
       const int64_t lanes = i / kPair<E> * kTile;
-      const Rows<E> q = rows_.q_down, dout = rows_.dout_down;
+      const Rows<E> q = rows_.rows.q_down, dout = rows_.rows.dout_down;
       if (p_.dv)
         accumulate_lanes<E, NV>(weight_lanes_ + lanes, kTile, dout.data + i * dout.ld, dout.ld,
                                 end - i, Dv_, nullptr, block_.dv(t));
@@ -398,23 +407,23 @@ class AttentionBackward {
     if (p_.dq) {
       const int n = static_cast<int>(min64(kTile, keys_.end - keys_.begin - t * kTile));
       accumulate_rows<E>(ds_rows_ + a * kTile, kTile, block_.k_down(t), block_.ld_down(), e - a, n,
-                         static_cast<int>(p_.plan.dq_width),
-                         dq_head + (first_row + a - dq_.rows.begin) * dq_.width, dq_.width);
+                         static_cast<int>(p_.plan.dq_width), rows_.dq + a * rows_.ld_dq,
+                         rows_.ld_dq);
     }
   }
 
   // The same, pair by pair: 0 * NaN of a masked pair must not reach a gradient.
-  void accumulate_seen(int t, int64_t first_row, int a, int e, A* dq_head) {
+  void accumulate_seen(int t, int64_t first_row, int a, int e) {
     for (int r = a; r < e; ++r)
       for (uint64_t map = maps_[r] & (tile_bits(t) << (t * kTile)); map; map &= map - 1) {
         const int j = __builtin_ctzll(map) - t * kTile;
-        const int64_t i = first_row + r, key = keys_.begin + t * kTile + j;
+        const int64_t i = first_row + gathered_.place_of(r), key = keys_.begin + t * kTile + j;
         const A weight = weights_[r * kTile + j], ds = ds_[r * kTile + j];
         A *dkt = block_.dk(t) + j, *dvt = block_.dv(t) + j;
         for (int d = 0; d < Dv_; ++d) dvt[d * kTile] += weight * element(p_.grad_out, h_, i, d);
         for (int d = 0; d < D_; ++d) dkt[d * kTile] += ds * element(p_.query, h_, i, d);
         if (!p_.dq) continue;
-        A* dq = dq_head + (i - dq_.rows.begin) * dq_.width;
+        A* dq = rows_.dq + r * rows_.ld_dq;
         for (int d = 0; d < D_; ++d) dq[d] += ds * element(p_.key, hkv_, key, d);
       }
   }

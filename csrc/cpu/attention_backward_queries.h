@@ -87,3 +87,90 @@ class QuerySide {
     }
   }
 };
+
+// The rows of a chunk, with what belongs to each.
+template <class E>
+struct ChunkRows {
+  QueryRows<E> rows;
+  const Compute<E>*lse = nullptr, *lse_low = nullptr, *delta = nullptr;
+  const uint8_t* finite = nullptr;
+  Compute<E>* dq = nullptr;
+  int64_t ld_dq = 0;
+};
+
+// With a sparse table: copies of those rows of a chunk that see some key of a block, side by side.
+// Not for pairs of bfloat16, which rows share.
+template <class E>
+class GatheredRows {
+ public:
+  using A = Compute<E>;
+
+  // most: rows of a chunk; 0 where none are to be gathered.
+  GatheredRows(const AttentionGradParams& p, int most, Arena& arena)
+      : D_(p.D), Dv_(p.Dv), width_(p.dq ? p.plan.dq_width : 0), most_(kPair<E> == 1 ? most : 0) {
+    q_ = arena.take<Scalar<E>>(most_ * D_);
+    dout_ = arena.take<Scalar<E>>(most_ * Dv_);
+    dq_ = arena.take<A>(most_ * width_);
+    numbers_ = arena.take<A>(3 * most_);
+    finite_ = arena.take<uint8_t>(most_);
+    places_ = arena.take<int>(most_);
+  }
+
+  bool active() const { return most_ > 0; }
+
+  // Takes those of the n rows that have a map, and puts them, and their maps, in the place of all;
+  // returns how many they are.
+  int gather(int n, uint64_t* maps, ChunkRows<E>& chunk) {
+    source_ = chunk;
+    count_ = 0;
+    for (int r = 0; r < n; ++r)
+      if (maps[r]) {
+        maps[count_] = maps[r];
+        add(r);
+      }
+    const Rows<E> q{q_, D_}, dout{dout_, Dv_};
+    chunk = {
+        {q, dout, q, dout}, numbers_, numbers_ + most_, numbers_ + 2 * most_, finite_, dq_, width_};
+    return count_;
+  }
+
+  // dq of the rows, to where it came from.
+  void write_dq() const {
+    for (int n = 0; width_ && n < count_; ++n)
+      memcpy(source_.dq + places_[n] * source_.ld_dq, dq_ + n * width_, sizeof(A) * width_);
+  }
+
+  // The place in its chunk of row r.
+  int place_of(int r) const { return active() ? places_[r] : r; }
+
+  // Where the sum that begins at row i ends, at most at e. Sums are cut at fixed places of a chunk:
+  // the rows left out, which add zeros, change nothing.
+  int end_of_sum(int i, int e, int rows) const {
+    const int cut = (place_of(i) / rows + 1) * rows;
+    if (!active()) return static_cast<int>(min64(e, cut));
+    while (i < e && places_[i] < cut) ++i;
+    return i;
+  }
+
+ private:
+  const int64_t D_, Dv_, width_;
+  const int most_;
+  int count_ = 0;
+  ChunkRows<E> source_;
+  Scalar<E>*q_, *dout_;
+  A *dq_, *numbers_;  // numbers: lse, its low part, delta
+  uint8_t* finite_;
+  int* places_;
+
+  void add(int r) {
+    const Rows<E>&q = source_.rows.q, &dout = source_.rows.dout;
+    memcpy(q_ + count_ * D_, q.data + r * q.ld, sizeof(Scalar<E>) * D_);
+    memcpy(dout_ + count_ * Dv_, dout.data + r * dout.ld, sizeof(Scalar<E>) * Dv_);
+    if (width_) memcpy(dq_ + count_ * width_, source_.dq + r * source_.ld_dq, sizeof(A) * width_);
+    numbers_[count_] = source_.lse[r];
+    numbers_[most_ + count_] = source_.lse_low[r];
+    numbers_[2 * most_ + count_] = source_.delta[r];
+    finite_[count_] = source_.finite[r];
+    places_[count_++] = r;
+  }
+};

@@ -5,6 +5,7 @@
 #include <limits>
 #include <stdexcept>
 #include <unordered_map>
+#include <utility>
 
 namespace attn {
 
@@ -25,7 +26,8 @@ struct HashTileMap {
 
 class Builder {
  public:
-  Builder(const MaskExpression& mask, int64_t Lq, int64_t Lk) : mask_(mask) {
+  Builder(const MaskExpression& mask, int64_t Lq, int64_t Lk)
+      : mask_(mask), group_(max64(1, mask.head_group())) {
     mask.check_sizes(Lq, Lk);
     table_.batches = mask.batches();
     table_.heads = mask.heads();
@@ -40,6 +42,10 @@ class Builder {
   BlockTableArrays build() {
     for (frame_.b = 0; frame_.b < table_.batches; ++frame_.b)
       for (frame_.h = 0; frame_.h < table_.heads; ++frame_.h) {
+        if (frame_.h % group_ != 0) {
+          share_last_head();
+          continue;
+        }
         const size_t first = table_.row_start.size();
         for (int64_t tile = 0; tile < table_.query_tiles; ++tile) {
           table_.row_start.push_back(entries());
@@ -53,11 +59,21 @@ class Builder {
 
  private:
   const MaskExpression& mask_;
+  const int64_t group_;
   BlockTableArrays table_;
   MaskFrame frame_;
   std::unordered_map<TileMap, int32_t, HashTileMap> known_;
+  std::unordered_map<uint64_t, int32_t> known_words_;
+  int64_t free_word_ = 0;  // of the map that words go to; at a map's begin, that one is full
 
   int64_t entries() const { return static_cast<int64_t>(table_.row_entries.size()); }
+
+  void share_last_head() {
+    for (auto [start, tiles] : {std::pair(&table_.row_start, table_.query_tiles),
+                                std::pair(&table_.column_start, table_.key_tiles)})
+      for (int64_t n = 0; n <= tiles; ++n)
+        start->push_back((*start)[start->size() - static_cast<size_t>(tiles + 1)]);
+  }
 
   void build_row(int64_t tile) {
     const Range rows{tile * kTableTile, min64(frame_.Lq, (tile + 1) * kTableTile)};
@@ -76,20 +92,45 @@ class Builder {
     const uint64_t existing = bits_between(0, frame_.Lk - j0);
     TileMap map{};
     uint64_t any = 0, all = existing;
-    for (int64_t i = rows.begin; i < rows.end; ++i) {
-      const uint64_t row = mask_.row_map(frame_, i, j0) & existing;
-      map[static_cast<size_t>(i - rows.begin)] = row;
+    mask_.tile_maps(frame_, rows, j0, map.data());
+    uint64_t queries = 0;
+    bool whole = true;  // queries see all keys of the tile, or none
+    for (size_t r = 0; r < static_cast<size_t>(rows.end - rows.begin); ++r) {
+      const uint64_t row = map[r] &= existing;
       any |= row;
       all &= row;
+      whole = whole && (row == 0 || row == existing);
+      queries |= uint64_t{row != 0} << r;
     }
     if (!any) return false;
     if (all == existing) return true;
-    if (known_.size() >= std::numeric_limits<int32_t>::max())
-      throw std::invalid_argument("mask: expected fewer than 2**31 different tiles");
-    const auto [at, fresh] = known_.try_emplace(map, static_cast<int32_t>(known_.size()));
-    if (fresh) table_.maps.insert(table_.maps.end(), map.begin(), map.end());
-    index = at->second;
+    index = whole ? -2 - word_of(queries) : map_of(map);
     return true;
+  }
+
+  int32_t map_of(const TileMap& map) {
+    const auto [at, fresh] = known_.try_emplace(map, maps());
+    if (fresh) add_map(map);
+    return at->second;
+  }
+
+  int32_t word_of(uint64_t queries) {
+    const auto [at, fresh] = known_words_.try_emplace(queries, 0);
+    if (!fresh) return at->second;
+    if (free_word_ % kTableTile == 0) {
+      free_word_ = int64_t{maps()} * kTableTile;
+      add_map({});
+    }
+    table_.maps[static_cast<size_t>(free_word_)] = queries;
+    return at->second = static_cast<int32_t>(free_word_++);
+  }
+
+  int32_t maps() const { return static_cast<int32_t>(table_.maps.size() / kTableTile); }
+
+  void add_map(const TileMap& map) {
+    if (table_.maps.size() >= std::numeric_limits<int32_t>::max())
+      throw std::invalid_argument("mask: expected fewer than 2**25 different tiles");
+    table_.maps.insert(table_.maps.end(), map.begin(), map.end());
   }
 
   // The lists per key tile of one (b, h), from those per query tile: counted, then dealt out.
@@ -120,7 +161,20 @@ BlockTable BlockTableArrays::view() const {
   table.maps = maps.data();
   table.entry_count = static_cast<int64_t>(row_entries.size());
   table.map_count = static_cast<int64_t>(maps.size()) / kTableTile;
+  table.sparse = has_sparse_tiles(table);
   return table;
+}
+
+bool has_sparse_tiles(const BlockTable& table) {
+  std::vector<int64_t> rows_of(static_cast<size_t>(table.map_count));
+  for (int64_t m = 0; m < table.map_count; ++m)
+    for (int64_t r = 0; r < kTableTile; ++r) rows_of[m] += table.maps[m * kTableTile + r] != 0;
+  int64_t seeing = 0;
+  for (int64_t e = 0; e < table.entry_count; ++e) {
+    const TableEntry entry = table.row_entries[e];
+    seeing += entry.map >= 0 ? rows_of[entry.map] : __builtin_popcountll(table.tile(entry).queries);
+  }
+  return 5 * seeing < 3 * kTableTile * table.entry_count;
 }
 
 BlockTableArrays build_block_table(const MaskExpression& mask, int64_t Lq, int64_t Lk) {
@@ -134,8 +188,7 @@ void dense_block_table(const BlockTable& table, int64_t b, int64_t h, int64_t Lq
     const BlockTable::List list = table.row(b, h, i / kTableTile);
     for (const TableEntry* e = list.begin; e != list.end; ++e) {
       const int64_t j0 = e->tile * kTableTile, end = min64(Lk, j0 + kTableTile);
-      const uint64_t map =
-          e->map < 0 ? ~uint64_t{0} : table.maps[e->map * kTableTile + i % kTableTile];
+      const uint64_t map = table.tile(*e).row(i % kTableTile);
       for (int64_t j = j0; j < end; ++j) keep[j] = map >> (j - j0) & 1;
     }
   }

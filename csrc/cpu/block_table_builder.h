@@ -17,6 +17,9 @@ struct BlockTableArrays {
   BlockTable view() const;
 };
 
+// What BlockTable::sparse is to be: of the queries that have an entry, less than 3 in 5 see a key.
+bool has_sparse_tiles(const BlockTable& table);
+
 // Throws std::invalid_argument where the expression does not fit the lengths.
 BlockTableArrays build_block_table(const MaskExpression& mask, int64_t Lq, int64_t Lk);
 

@@ -7,6 +7,7 @@
 
 #include "core/linear_params.h"
 #include "core/params.h"
+#include "core/select_params.h"
 
 namespace attn {
 
@@ -45,10 +46,16 @@ struct LinearKernels {
   Kernel<HeadSumParams> head_sum;
 };
 
+// One after the other.
+struct SelectKernels {
+  Kernel<SelectParams> keys, blocks;
+};
+
 struct Kernels {
   const char* name;
   AttentionKernels attention[kDtypes];  // by storage dtype
   LinearKernels linear[2];              // computes in float, in double
+  SelectKernels select[2];              // the same
 };
 
 }  // namespace attn

@@ -16,6 +16,7 @@ namespace {
 #include "cpu/attention_common.h"
 #include "cpu/attention_row_tile.h"
 #include "cpu/attention_forward.h"
+#include "cpu/attention_forward_gathered.h"
 #include "cpu/attention_lse.h"
 #include "cpu/attention_backward_plan.h"
 #include "cpu/attention_backward_rows.h"
@@ -36,6 +37,8 @@ namespace {
 #include "cpu/delta_pass.h"
 #include "cpu/delta_backward.h"
 #include "cpu/head_sum.h"
+#include "cpu/select_keys.h"
+#include "cpu/select_blocks.h"
 // clang-format on
 
 #define ATTN_STRING_(name) #name
@@ -54,7 +57,7 @@ constexpr AttentionMapKernels attention_map_kernels() {
 
 template <class E>
 constexpr AttentionKernels attention_kernels() {
-  return {entry<AttentionForward<E>>(),
+  return {entry<AttentionForwardKernel<E>>(),
           &plan_attention_backward<Compute<E>>,
           entry<AttentionBackwardRows<E>>(),
           entry<AttentionBackward<E>>(),
@@ -77,6 +80,11 @@ constexpr LinearKernels linear_kernels() {
           entry<HeadSum<A>>()};
 }
 
+template <class A>
+constexpr SelectKernels select_kernels() {
+  return {entry<SelectKeys<A>>(), entry<SelectBlocks<A>>()};
+}
+
 }  // namespace
 
 #if defined(ATTN_BFLOAT16_PAIRS)
@@ -90,7 +98,8 @@ extern const Kernels kernels;
 const Kernels kernels = {ATTN_STRING(ATTN_ISA),
                          {attention_kernels<float>(), attention_kernels<double>(),
                           attention_kernels<float>(), attention_kernels<float>()},
-                         {linear_kernels<float>(), linear_kernels<double>()}};
+                         {linear_kernels<float>(), linear_kernels<double>()},
+                         {select_kernels<float>(), select_kernels<double>()}};
 #endif
 
 }  // namespace ATTN_ISA

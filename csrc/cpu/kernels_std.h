@@ -12,6 +12,7 @@
 
 #include "core/linear_params.h"
 #include "core/params.h"
+#include "core/select_params.h"
 #include "cpu/arena.h"
 #include "cpu/cpu_info.h"
 #include "cpu/kernels.h"

@@ -1,5 +1,7 @@
 #include "cpu/mask_expression.h"
 
+#include <algorithm>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 
@@ -16,6 +18,7 @@ class Not final : public MaskExpression {
   explicit Not(MaskNode part) : part_(std::move(part)) {}
   int64_t batches() const override { return part_->batches(); }
   int64_t heads() const override { return part_->heads(); }
+  int64_t head_group() const override { return part_->head_group(); }
   void check_sizes(int64_t Lq, int64_t Lk) const override { part_->check_sizes(Lq, Lk); }
   void classify(const MaskFrame& frame, Range rows, TileSet& some, TileSet& every) const override {
     part_->classify(frame, rows, every, some);
@@ -24,6 +27,10 @@ class Not final : public MaskExpression {
   }
   uint64_t row_map(const MaskFrame& frame, int64_t i, int64_t j0) const override {
     return ~part_->row_map(frame, i, j0);
+  }
+  void tile_maps(const MaskFrame& frame, Range rows, int64_t j0, uint64_t* maps) const override {
+    part_->tile_maps(frame, rows, j0, maps);
+    for (int64_t r = 0; r < rows.end - rows.begin; ++r) maps[r] = ~maps[r];
   }
 
  private:
@@ -39,6 +46,7 @@ class Join final : public MaskExpression {
   }
   int64_t batches() const override { return batches_; }
   int64_t heads() const override { return heads_; }
+  int64_t head_group() const override { return std::gcd(a_->head_group(), b_->head_group()); }
   void check_sizes(int64_t Lq, int64_t Lk) const override {
     a_->check_sizes(Lq, Lk);
     b_->check_sizes(Lq, Lk);
@@ -57,6 +65,15 @@ class Join final : public MaskExpression {
     if (map == (both_ ? uint64_t{0} : ~uint64_t{0})) return map;
     const uint64_t other = b_->row_map(frame, i, j0);
     return both_ ? map & other : map | other;
+  }
+  void tile_maps(const MaskFrame& frame, Range rows, int64_t j0, uint64_t* maps) const override {
+    uint64_t others[kTableTile];
+    const int64_t n = rows.end - rows.begin;
+    const uint64_t settled = both_ ? uint64_t{0} : ~uint64_t{0};
+    a_->tile_maps(frame, rows, j0, maps);
+    if (std::all_of(maps, maps + n, [=](uint64_t map) { return map == settled; })) return;
+    b_->tile_maps(frame, rows, j0, others);
+    for (int64_t r = 0; r < n; ++r) maps[r] = both_ ? maps[r] & others[r] : maps[r] | others[r];
   }
 
  private:
@@ -161,6 +178,15 @@ class Reader {
         for (const MaskArray*& part : parts) part = &array();
         const int64_t n[2] = {number(), number()};
         return make_table(parts, n[0], n[1]);
+      }
+      case kSelected: {
+        const MaskArray& indices = array();
+        const int64_t n[3] = {number(), number(), number()};
+        return make_selected(indices, n[0], n[1], n[2]);
+      }
+      case kCompressed: {
+        const int64_t n[3] = {number(), number(), number()};
+        return make_compressed(n[0], n[1], n[2]);
       }
       default:
         malformed();

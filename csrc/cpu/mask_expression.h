@@ -45,6 +45,8 @@ class MaskExpression {
   // Sizes in batch rows and heads; 1 where it does not vary.
   virtual int64_t batches() const { return 1; }
   virtual int64_t heads() const { return 1; }
+  // So many neighbouring heads, from a multiple of it on, are the same; 0: all are.
+  virtual int64_t head_group() const { return heads() == 1 ? 0 : 1; }
 
   // Throws std::invalid_argument where what is stored does not fit sequences of these lengths.
   virtual void check_sizes(int64_t Lq, int64_t Lk) const = 0;
@@ -57,6 +59,11 @@ class MaskExpression {
 
   // Bit t: query i may see key j0 + t, j0 >= 0. Bits behind the last key may be anything.
   virtual uint64_t row_map(const MaskFrame& frame, int64_t i, int64_t j0) const = 0;
+
+  // The row maps of 1 to 64 neighbouring queries.
+  virtual void tile_maps(const MaskFrame& frame, Range rows, int64_t j0, uint64_t* maps) const {
+    for (int64_t i = rows.begin; i < rows.end; ++i) *maps++ = row_map(frame, i, j0);
+  }
 };
 
 using MaskNode = std::unique_ptr<const MaskExpression>;
@@ -85,6 +92,8 @@ enum MaskOpcode : int64_t {
   kBlocks,
   kNeighborhood,
   kTableProgram,
+  kSelected,
+  kCompressed,
 };
 
 // Reads a program. Throws std::invalid_argument for anything

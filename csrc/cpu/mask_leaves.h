@@ -30,6 +30,15 @@ struct GridDimension {
 };
 MaskNode make_neighborhood(const std::vector<GridDimension>& grid);
 
+// Query i sees the blocks of keys that indices int32 (B|1, H|1, nq, n) names for block i /
+// query_block; one below 0 names none. Each head of the indices is shared by `repeat` heads.
+MaskNode make_selected(const MaskArray& indices, int64_t repeat, int64_t query_block,
+                       int64_t key_block);
+
+// Key j stands for the positions j * stride .. j * stride + length - 1 of `positions`, and is seen
+// from the last of them on; the last query stands at the last position.
+MaskNode make_compressed(int64_t length, int64_t stride, int64_t positions);
+
 // row_start, row_entries, column_start, column_entries, maps of a BlockTable.
 MaskNode make_table(const MaskArray* const (&parts)[5], int64_t Lq, int64_t Lk);
 

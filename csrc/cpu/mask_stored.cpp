@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "cpu/block_table_builder.h"
 #include "cpu/mask_leaves.h"
 
 namespace attn {
@@ -30,7 +31,8 @@ void check_lists(const MaskArray& start, const MaskArray& entries, int64_t tiles
     expect(first[n] <= first[n + 1] && first[n + 1] <= total, "starts in ascending order");
     for (int64_t e = first[n], previous = -1; e < first[n + 1]; previous = entry[e++].tile) {
       expect(previous < entry[e].tile && entry[e].tile < others, "tiles in ascending order");
-      expect(-1 <= entry[e].map && entry[e].map < maps, "maps that are there");
+      const int64_t map = entry[e].map;
+      expect(map < maps && -2 - map < maps * kTableTile, "maps that are there");
     }
   }
 }
@@ -167,6 +169,7 @@ BlockTable checked_table(const MaskArray* const (&parts)[5], int64_t Lq, int64_t
   table.column_entries = static_cast<const TableEntry*>(column_entries->data);
   table.maps = static_cast<const uint64_t*>(maps->data);
   table.entry_count = row_entries->size(0), table.map_count = maps->size(0);
+  table.sparse = has_sparse_tiles(table);
   return table;
 }
 

@@ -31,8 +31,9 @@ struct AttentionCase {
   int64_t lower = -attn::kUnbounded, upper = attn::kUnbounded;
   int64_t dilation = 1, phase = 0;
   std::vector<int64_t> offsets, lengths;
-  int blocks = -1;  // which of b, h (bits 1, 0) a map of blocks varies over, lowered to a table
-  int bits = -1;    // which of b, h, i (bits 2, 1, 0) a bit map varies over
+  int blocks = -1;      // which of b, h (bits 1, 0) a map of blocks varies over, lowered to a table
+  bool sparse = false;  // the table counts as one whose rows are gathered
+  int bits = -1;        // which of b, h, i (bits 2, 1, 0) a bit map varies over
   bool bias = false, bias_masks = false;
   std::array<bool, 4> bias_varies{true, true, true, true};
   attn::Dtype bias_dtype = attn::Dtype::kFloat32;
@@ -216,6 +217,7 @@ inline void AttentionCall::build_table() {
   const attn::MaskArray map{attn::MaskArray::Type::kBool, blocks_.data(), {B, H, nq, nk}};
   table_ = attn::build_block_table(*attn::make_blocks(map, kQueryBlock, kTestKeyBlock), s.Lq, s.Lk);
   p_.mask.table = table_.view();
+  p_.mask.table.sparse = case_.sparse;
 }
 
 inline bool AttentionCall::block_allowed(int64_t b, int64_t h, int64_t i, int64_t j) const {

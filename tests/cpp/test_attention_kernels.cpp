@@ -98,9 +98,10 @@ TEST(attention_masks) {
 
 TEST(attention_tables) {
   for (const Dtype dtype : {Dtype::kFloat32, Dtype::kFloat64})
-    for (int kind = 0; kind < 16; ++kind) {
+    for (int kind = 0; kind < 32; ++kind) {
       AttentionCase c = named("table", {2, 4, 2, 150, 140, 5, 4}, dtype);
       c.blocks = kind & 3;
+      c.sparse = kind & 16;
       if (kind & 4) c.lower = -70, c.upper = 9, c.offsets = {13, -20};
       if (kind & 8) c.dilation = 3, c.phase = 1, c.lengths = {100, 7};
       c.name += " " + std::to_string(kind);

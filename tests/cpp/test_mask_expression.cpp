@@ -40,7 +40,8 @@ constexpr int64_t kBatch = 2, kHeads = 2;
 struct Storage {
   std::vector<std::vector<int64_t>> numbers;
   std::vector<std::vector<uint8_t>> flags;
-  Storage() { numbers.reserve(64), flags.reserve(64); }
+  std::vector<std::vector<int32_t>> indices;
+  Storage() { numbers.reserve(64), flags.reserve(64), indices.reserve(64); }
 
   MaskArray add(std::vector<int64_t> values, std::vector<int64_t> sizes) {
     numbers.push_back(std::move(values));
@@ -49,6 +50,10 @@ struct Storage {
   MaskArray add_flags(std::vector<uint8_t> values, std::vector<int64_t> sizes) {
     flags.push_back(std::move(values));
     return {MaskArray::Type::kBool, flags.back().data(), std::move(sizes)};
+  }
+  MaskArray add_indices(std::vector<int32_t> values, std::vector<int64_t> sizes) {
+    indices.push_back(std::move(values));
+    return {MaskArray::Type::kInt32, indices.back().data(), std::move(sizes)};
   }
 };
 
@@ -135,8 +140,41 @@ Case lengths(Random& random, Storage& storage, int64_t Lq, int64_t Lk) {
           [=](int64_t b, int64_t, int64_t, int64_t j) { return j < values[b]; }};
 }
 
+// Own lists for the rows of the batch, one for both heads, or one for each.
+Case selected(Random& random, Storage& storage, int64_t Lq, int64_t Lk) {
+  const int64_t bq = 1 + random.below(3) * 20, sizes[] = {16, 48, 64, 100},
+                bk = sizes[random.below(4)];
+  const int64_t nq = (Lq + bq - 1) / bq, nk = (Lk + bk - 1) / bk, chosen = 1 + random.below(3);
+  const int64_t repeat = 1 + random.below(2), heads = kHeads / repeat;
+  std::vector<int32_t> list(static_cast<size_t>(kBatch * heads * nq * chosen));
+  for (int32_t& block : list) block = static_cast<int32_t>(random.below(nk + 1) - 1);
+  const MaskArray array = storage.add_indices(list, {kBatch, heads, nq, chosen});
+  return {Lq,
+          Lk,
+          {attn::kSelected, 0, repeat, bq, bk},
+          {array},
+          [=](int64_t b, int64_t h, int64_t i, int64_t j) {
+            const int64_t row = ((b * heads + h / repeat) * nq + i / bq) * chosen;
+            for (int64_t n = 0; n < chosen; ++n)
+              if (list[row + n] == j / bk) return true;
+            return false;
+          }};
+}
+
+Case compressed(Random& random, int64_t Lq, int64_t Lk) {
+  const int64_t stride = 1 + random.below(9), length = 1 + random.below(20);
+  const int64_t positions = (Lk - 1) * stride + length + random.below(stride);
+  return {Lq,
+          Lk,
+          {attn::kCompressed, length, stride, positions},
+          {},
+          [=](int64_t, int64_t, int64_t i, int64_t j) {
+            return j * stride + length - 1 <= i + positions - Lq;
+          }};
+}
+
 Case leaf(Random& random, Storage& storage, int64_t Lq, int64_t Lk) {
-  switch (random.below(6)) {
+  switch (random.below(8)) {
     case 0:
       return documents(random, storage, Lq, Lk);
     case 1:
@@ -147,6 +185,10 @@ Case leaf(Random& random, Storage& storage, int64_t Lq, int64_t Lk) {
       return bits(random, storage, Lq, Lk);
     case 4:
       return lengths(random, storage, Lq, Lk);
+    case 5:
+      return selected(random, storage, Lq, Lk);
+    case 6:
+      return compressed(random, Lq, Lk);
     default:
       return band(random, Lq, Lk);
   }
@@ -155,7 +197,7 @@ Case leaf(Random& random, Storage& storage, int64_t Lq, int64_t Lk) {
 // The number of array n of `part` among `offset` others. Which numbers are arrays, the opcode says.
 std::vector<int64_t> moved(const Case& part, int64_t offset) {
   std::vector<int64_t> program = part.program;
-  if (program[0] == attn::kBand) return program;
+  if (program[0] == attn::kBand || program[0] == attn::kCompressed) return program;
   const size_t at = program[0] == attn::kGlobal ? 2 : 1;
   if (program[at] >= 0) program[at] += offset;
   return program;
@@ -250,6 +292,26 @@ TEST(mask_tables_are_leaves_too) {
   check_table(stored);
 }
 
+// Sequences begin and end inside of the tiles that the choice is kept by.
+TEST(selected_blocks_inside_sequences) {
+  Random random;
+  for (int n = 0; n < 20; ++n) {
+    Storage storage;
+    const int64_t bk = 1 + random.below(40), length = 65 + random.below(40);
+    std::vector<int32_t> list(static_cast<size_t>(length * 2));
+    for (int32_t& block : list) block = static_cast<int32_t>(random.below(length / bk));
+    Case c{2 * length, 2 * length, {attn::kSelected, 0, 1, 1, bk, attn::kPacked, 1, 1}, {}, {}};
+    c.arrays = {storage.add_indices(list, {1, 1, length, 2}),
+                storage.add({0, length, 2 * length}, {3})};
+    c.allowed = [=](int64_t, int64_t, int64_t i, int64_t j) {
+      if (i / length != j / length) return false;
+      const int64_t row = 2 * (i % length), block = j % length / bk;
+      return list[row] == block || list[row + 1] == block;
+    };
+    check_table(c);
+  }
+}
+
 TEST(packed_masks_stay_inside_their_sequences) {
   Random random;
   for (int n = 0; n < 20; ++n) {
@@ -292,6 +354,10 @@ TEST(malformed_programs_are_refused) {
       {attn::kDocuments, 0, -1, 0},
       {attn::kBlocks, 0, 4, 4},
       {attn::kBand, 0, 0, 1, 0, 0, attn::kPacked, 0, 0},
+      {attn::kSelected, 0, 1, 1, 4},
+      {attn::kSelected, 0, 0, 1, 4},
+      {attn::kCompressed, 0, 1, 9},
+      {attn::kCompressed, 1, 1, -9},
       {attn::kNeighborhood, 4},
       {attn::kNeighborhood, 1, 5, 3, 2, 0},
       {attn::kTableProgram, 0, 0, 0, 0, 0, 3, 3}};
