@@ -193,7 +193,7 @@ class Case:
         kinds = {"scaling": f"{self.threads} threads", "memory": "peak memory"}
         kind = f"{kinds.get(self.kind, self.kind)}, " if self.kind != "time" else ""
         parts = [PASSES[self.passes], "dense" if self.mask is None else str(self.mask), self.note]
-        return kind.get(self.kind, "") + ", ".join(part for part in parts if part)
+        return kind + ", ".join(part for part in parts if part)
 
     @property
     def pairs(self) -> int:

@@ -59,7 +59,7 @@ def entry_of(case: Case, measured: dict[str, Any]) -> dict[str, Any]:
             if name == "ours" or case.capability is None:  # a peer keeps its own instruction set
                 figures["share"] = figures["rate"] / measured["peak_rate"]
     mine = contenders["ours"]
-    if "seconds_min" in mine and len(contenders) > 1:
+    if "seconds_min" in mine:
         entry["ratios"] = {
             name: {key: figures[f"seconds_{key}"] / mine[f"seconds_{key}"] for key in ("min", "median")}
             for name, figures in contenders.items()

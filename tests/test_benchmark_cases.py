@@ -45,7 +45,8 @@ def test_a_case_is_well_formed(case):
     assert min(vars(s).values()) > 0
     assert s.H % s.Hkv == 0
     assert set(case.peers) < set(CONTENDERS[case.op])
-    assert bool(case.lengths) == (case.kind == "growth") == (not case.peers)
+    assert bool(case.lengths) == (case.kind == "growth")
+    assert case.peers or case.kind in ("growth", "scaling")
     assert "ours" not in case.peers
     assert case.group
     assert case.kind == "scaling" or case.threads == 1

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from .. import masks
-from .._philox import philox4x32
 from ..masks import Mask
 from .sparse_attention import SparseAttention, kept
 
@@ -133,11 +132,17 @@ def draw_blocks(always: Tensor, count: int, seed: int, heads: int) -> Tensor:
     if not count:
         return always.new_zeros(heads, n, n)
     pair = torch.arange(n * n, device=always.device).view(n, n)
-    head = torch.arange(heads, device=always.device)[:, None, None].expand(heads, n, n)
-    zero = torch.zeros_like(head)
-    word = philox4x32(seed, (pair.expand_as(head), head, zero, zero))[0].masked_fill(always, -1)
+    head = torch.arange(heads, device=always.device)[:, None, None]
+    word = _scramble(pair + _scramble(head + _scramble(seed))).masked_fill(always, -1)
     smallest_chosen = word.topk(count, dim=-1).values[..., -1:].clamp(min=0)
     return word >= smallest_chosen
+
+
+def _scramble(x: Tensor | int) -> Tensor | int:
+    """A hash of integers to 32 bits, in few operations: a graph of torch.compile holds them."""
+    for _ in range(2):
+        x = ((x >> 16) ^ x) * 0x45D9F3B & 0xFFFFFFFF
+    return (x >> 16) ^ x
 
 
 def check_count(name: str, count: int, least: int) -> None:

@@ -84,7 +84,7 @@ GROWTH = [
     Case(
         "growth-window",
         plain(1, 8, 65536, 64),
-        (Requirement("growth", 1.1, needs="generic"), Requirement("memory_growth", 1.1, needs="generic")),
+        (Requirement("growth", 1.15, needs="generic"), Requirement("memory_growth", 1.1, needs="generic")),
         (),
         kind="growth",
         passes="both",
