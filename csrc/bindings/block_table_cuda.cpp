@@ -1,5 +1,7 @@
 #include "bindings/block_table_cuda.h"
 
+#include <algorithm>
+
 #include "bindings/device_tensor_cuda.h"
 #include "cpu/mask_expression.h"
 

@@ -56,6 +56,7 @@ TENSOR_MUTATIONS = [
         "tiles - 1 - blockIdx.x % tiles",
         "blockIdx.x % tiles / 2",
         "race",
+        LENGTHS.replace("63", "129"),
     ),
     fault(
         "a part of a warp goes on",

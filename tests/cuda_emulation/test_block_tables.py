@@ -18,7 +18,7 @@ TABLES = {
     "documents": lambda s: masks.Documents(torch.arange(s.Lk) // 90) & masks.Causal(),
     "nothing": lambda s: masks.Blocks(torch.zeros(-(-s.Lq // 64), -(-s.Lk // 64), dtype=torch.bool), 64),
 }
-SMALL = Shape(1, 2, 1, 200, 270, 8, 8)
+SMALL = Shape(1, 2, 1, 130, 200, 8, 8)
 SHAPE = SMALL if emulation.MODE == "checked" else SMALL._replace(B=2, Hq=4, Hkv=2)
 
 both = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])

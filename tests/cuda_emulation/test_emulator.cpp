@@ -83,6 +83,26 @@ void write_after_read(bool with_barrier) {
   global[t] = value;
 }
 
+void copy_to_shared(bool with_group, bool with_wait) {
+  const int t = threadIdx.x;
+  if (t < kThreads / 4) {
+    cuda_emulation::copy_async(shared() + 16 * t, inputs + 4 * t, 16, 12);
+    if (with_group) cuda_emulation::end_copy_group();
+    if (with_wait) cuda_emulation::wait_for_copies(0);
+  }
+  __syncthreads();
+  if (with_group) global[t] = shared_ints()[t];
+  if (with_group) cuda_emulation::wait_for_copies(0);
+}
+
+// 8 rows of each matrix, `pitch` bytes apart.
+void load_rows(int pitch, bool with_barrier = true) {
+  for (int at = threadIdx.x; at < 32 * pitch / 4; at += blockDim.x) shared_ints()[at] = at;
+  if (with_barrier) __syncwarp();
+  uint32_t result[4];
+  cuda_emulation::load_matrices(result, shared() + threadIdx.x * pitch, false);
+}
+
 const Case kCases[] = {
     {"a reversal", nullptr, [] { reverse(true); }},
     {"a reversal without its barrier", "race", [] { reverse(false); }},
@@ -119,6 +139,19 @@ const Case kCases[] = {
      }},
     {"a shuffle and a vote in one warp", "divergence",
      [] { threadIdx.x % 2 ? __ballot_sync(~0u, 1) : __shfl_xor_sync(~0u, 1u, 1); }},
+    {"a copy that is waited for", nullptr, [] { copy_to_shared(true, true); }},
+    {"a copy in flight", "race", [] { copy_to_shared(true, false); }},
+    {"a copy without a group", "async copy", [] { copy_to_shared(false, false); }},
+    {"a copy to a misaligned place", "misaligned",
+     [] { cuda_emulation::copy_async(shared() + 4 * threadIdx.x, inputs, 16, 16); }},
+    {"matrices side by side", nullptr, [] { load_rows(16); }, 32 * 16, 1, 32},
+    {"matrices without order", "race", [] { load_rows(16, false); }, 32 * 16, 1, 32},
+    {"rows in the same banks", "bank conflict", [] { load_rows(128); }, 32 * 128, 1, 32},
+    {"matrices of half a warp", "divergence",
+     [] {
+       if (threadIdx.x < 16) load_rows(16);
+     },
+     32 * 16, 1, 32},
     {"too much shared memory", "launch", [] {}, 200 << 10},
     {"too many threads", "launch", [] {}, 0, 1, 2048},
 };
@@ -152,6 +185,46 @@ void test_reversal_result() {
     expect(global[t] == kThreads - 1 - t, "a reversal", "wrong result");
 }
 
+// Numbers as 16-bit elements: those of the tests are whole and small.
+float number(uint32_t element) { return static_cast<float>(element & 0xffff); }
+int left_element(int row, int k) { return (3 * row + 5 * k) % 11; }
+int right_element(int k, int column) { return (7 * k + 2 * column) % 13; }
+
+// Operands as load_matrices gives them, of a left one by rows and a right one by rows, transposed.
+void test_product() {
+  declare();
+  cuda_emulation::options().seed = 1;
+  diagnostics().clear();
+  cuda_emulation::launch({1}, {32}, 2 * 32 * 16, [] {
+    auto* elements = reinterpret_cast<uint16_t*>(shared());
+    const int t = threadIdx.x;
+    const int row = t % 16, half = t / 16;  // matrices: rows 0, rows 8, then the columns from 8 on
+    for (int e = 0; e < 8; ++e) {
+      elements[t * 8 + e] = static_cast<uint16_t>(left_element(row, 8 * half + e));
+      elements[256 + t * 8 + e] = static_cast<uint16_t>(right_element(row, 8 * half + e));
+    }
+    __syncwarp();
+    uint32_t a[4], b[4];
+    float sums[2][4] = {{1, 1, 1, 1}, {1, 1, 1, 1}};
+    cuda_emulation::load_matrices(a, elements + t * 8, false);
+    cuda_emulation::load_matrices(b, elements + 256 + t * 8, true);
+    cuda_emulation::multiply_add(sums[0], a, {b[0], b[1]}, number);
+    cuda_emulation::multiply_add(sums[1], a, {b[2], b[3]}, number);
+    bool right = true;
+    for (int n = 0; n < 2; ++n)
+      for (int e = 0; e < 4; ++e) {
+        float sum = 1;
+        for (int k = 0; k < 16; ++k)
+          sum += static_cast<float>(left_element(t / 4 + 8 * (e / 2), k) *
+                                    right_element(k, 8 * n + t % 4 * 2 + e % 2));
+        right &= sums[n][e] == sum;
+      }
+    global[t] = right;
+  });
+  for (int t = 0; t < 32; ++t) expect(global[t] == 1, "a product", "wrong result");
+  expect(diagnostics().empty(), "a product", "something was found");
+}
+
 void test_source_line() {
   diagnostics().clear();
   declare();
@@ -168,7 +241,8 @@ int main() {
   for (const Case& c : kCases) run(c);
   test_results();
   test_reversal_result();
+  test_product();
   test_source_line();
-  printf("emulator: %zu kernels, %d failures\n", std::size(kCases) + 3, failures);
+  printf("emulator: %zu kernels, %d failures\n", std::size(kCases) + 4, failures);
   return failures != 0;
 }
