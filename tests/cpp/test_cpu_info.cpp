@@ -2,9 +2,9 @@
 #include <string>
 
 #include "check.h"
+#include "cpu/bandwidth.h"
 #include "cpu/cpu_info.h"
 #include "cpu/fma_peak.h"
-#include "cpu/bandwidth.h"
 
 using attn::CpuCapability;
 
