@@ -339,7 +339,8 @@ class Intersection(_Compound):
         apart, rest = self._split()
         lowered = [part._lower(B, Hq, Lq, Lk) for part in apart]
         if len(rest) == 1 and rest[0]._rule() is None:
-            lowered.append(rest[0].lower(B, Hq, Lq, Lk, rest[0]._device()))  # which keeps it
+            device = rest[0]._device() or torch.device("cpu")  # where a table without tensors is built
+            lowered.append(rest[0].lower(B, Hq, Lq, Lk, device))  # which keeps it
         elif rest:
             lowered.append(Intersection(rest)._lower_to_table(B, Hq, Lq, Lk))
         return reduce(meet, lowered)
