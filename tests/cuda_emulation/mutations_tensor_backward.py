@@ -8,17 +8,21 @@ SCORES, BACKWARD = "attention_tensor_scores.cuh", "attention_tensor_backward.cuh
 
 # Of test_tensor_core_kernels.py.
 LENGTHS = "tensor and test_lengths and float16 and 63"
+# Two stages, three tiles of keys.
+NARROW = "tensor and test_head_dims and float16 and 64"
+# One stage.
 WIDE = "tensor and test_head_dims and float16 and 250"
 MASKS = "tensor and test_masks and float16 and odd and (causal or everything)"
+# A batch row without keys.
+EMPTY = "tensor and test_masks and float16 and square and lengths"
 NONFINITE = "tensor and nonfinite_rows and float16"
 
 
 def fault(
     name: str, file: str, old: str, new: str, noticed: str, tests: str = LENGTHS, occurrence: int = 1
 ) -> Mutation:
-    return Mutation(
-        f"tensor backward: {name}", file, old, new, noticed, tests, occurrence, ("attention_half_backward",)
-    )
+    rebuilt = "attention_bfloat16_backward" if "bfloat16" in tests else "attention_half_backward"
+    return Mutation(f"tensor backward: {name}", file, old, new, noticed, tests, occurrence, (rebuilt,))
 
 
 def wrong(name: str, file: str, old: str, new: str, tests: str = LENGTHS, occurrence: int = 1) -> Mutation:
@@ -39,12 +43,12 @@ TENSOR_BACKWARD_MUTATIONS = [
         "  wait_for_copies<0>();\n  ATTN",
         "  ATTN",
         "async copy",
-        MASKS,
+        EMPTY,
     ),
     fault("no barrier after keys arrive", BACKWARD, VOTE, "(", "race"),
     fault("no barrier after queries arrive", BACKWARD, VOTE, "(", "race", occurrence=2),
-    fault("one stage of keys overwritten", BACKWARD, "stage ^ 1", "stage", "race"),
-    fault("one stage of queries overwritten", BACKWARD, "stage ^ 1", "stage", "race", occurrence=2),
+    fault("one stage of keys overwritten", BACKWARD, "stage ^ 1", "stage", "race", NARROW),
+    fault("one stage of queries overwritten", BACKWARD, "stage ^ 1", "stage", "race", NARROW, occurrence=2),
     fault(
         "no barrier before one stage is refilled",
         BACKWARD,
@@ -59,7 +63,7 @@ TENSOR_BACKWARD_MUTATIONS = [
         "  __syncthreads();\n  if (threadIdx",
         "  if (threadIdx",
         "race",
-        terms("alibi"),
+        "test_terms and bfloat16 and alibi",
     ),
     fault(
         "no barrier in a head's sum",
@@ -67,7 +71,7 @@ TENSOR_BACKWARD_MUTATIONS = [
         "  __syncthreads();\n  double",
         "  double",
         "race",
-        terms("alibi"),
+        "test_terms and bfloat16 and alibi",
     ),
     fault(
         "shared memory a tile short",
