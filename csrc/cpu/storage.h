@@ -168,16 +168,20 @@ void unpack_lanes(const A* src, int ld, const A* factor, int count, int columns,
 
 template <class A>
 bool rows_finite(const A* rows, int64_t ld, int n, int columns) {
-  constexpr int W = kLanes<A>;
-  Vec<A> bad{};
+  constexpr int W = kLanes<A>, kSums = 4;  // that don't wait for each other
+  Vec<A> bad[kSums] = {};
   A bad_tail = 0;
+  const auto look = [&](Vec<A>& sum, const A* at) ATTN_INLINE_LAMBDA {
+    const Vec<A> x = load(at);
+    sum += x - x;
+  };
   for (int i = 0; i < n; ++i, rows += ld) {
     int c = 0;
-    for (; c + W <= columns; c += W) {
-      const Vec<A> x = load(rows + c);
-      bad += x - x;
-    }
+    for (; c + kSums * W <= columns; c += kSums * W)
+#pragma GCC unroll 4
+      for (int k = 0; k < kSums; ++k) look(bad[k], rows + c + k * W);
+    for (; c + W <= columns; c += W) look(bad[0], rows + c);
     for (; c < columns; ++c) bad_tail += rows[c] - rows[c];
   }
-  return all_finite<A>(bad) && bad_tail == 0;
+  return all_finite<A>((bad[0] + bad[1]) + (bad[2] + bad[3])) && bad_tail == 0;
 }
