@@ -83,7 +83,9 @@ def measured_by_kind(case: Case, effort: Effort, progress: Progress) -> dict[str
     else:
         measured = measure_time(case, effort, progress)
     if effort.complete and case.memory:
-        for name in ("ours", *(n for n, peer in chosen_peers(case, effort).items() if peer.quick)):
+        compared = {r.peer for r in case.requirements if r.figure == "memory_ratio"}
+        peers = chosen_peers(case, effort).items()
+        for name in ("ours", *(n for n, peer in peers if peer.quick or n in compared)):
             progress(f"memory of {name}")
             memory = run_apart(measure_memory, case, name, capability=case.capability)
             measured["contenders"][name]["memory"] = memory
