@@ -25,11 +25,6 @@ bool has_reusable_rows(const View& view, int64_t columns) {
   return has_natural_rows<E>(view, columns) && has_close_rows(view, columns);
 }
 
-inline void prefetch_bytes(const char* p, int64_t count) {
-  constexpr int64_t kLine = 64;
-  for (int64_t at = 0; at < count; at += kLine) __builtin_prefetch(p + at, 0, 2);
-}
-
 // Hardware prefetches along rows, not from one to the next that lies far off.
 inline void prefetch_rows(const View& view, int64_t b, int64_t h, Range rows, int64_t columns) {
   if (has_close_rows(view, columns)) return;

@@ -106,13 +106,23 @@ ATTN_INLINE void store_elements(char* p, Dtype dtype, int64_t stride, int count,
   store_converted<A>(p, dtype, stride, count, v);
 }
 
+ATTN_INLINE void prefetch_bytes(const char* p, int64_t count) {
+  constexpr int64_t kLine = 64;
+  for (int64_t at = 0; at < count; at += kLine) __builtin_prefetch(p + at, 0, 2);
+}
+
 // dst[i][c] = row i, columns 0 .. columns-1, for n rows `row_bytes` apart.
 template <class A>
 void copy_rows(const char* rows, int64_t row_bytes, Dtype dtype, int64_t stride, int n, int columns,
                A* dst, int ld) {
   constexpr int W = kLanes<A>;
   const bool same = dtype == kComputeDtype<A> && stride == 1;
+  // Hardware doesn't look ahead from row to row where they lie far apart.
+  constexpr int kAhead = 16;
+  const int64_t bytes = columns * size_of(dtype);
+  const bool far = stride == 1 && row_bytes > 2 * bytes;
   for (int i = 0; i < n; ++i, rows += row_bytes, dst += ld) {
+    if (far && i + kAhead < n) prefetch_bytes(rows + kAhead * row_bytes, bytes);
     int c = 0;
     for (; same && c + W <= columns; c += W)
       store(dst + c, load(reinterpret_cast<const A*>(rows) + c));
