@@ -98,21 +98,9 @@ def attention(
     device = query.device
     if device.type != "meta" and torch.is_autocast_enabled(device.type):
         query, key, value, bias = _autocast(query, key, value, bias)
-    B, Hq, Lq, Lk = _checks.check_qkv(query, key, value)
-    if mask is not None:
-        _checks.check_mask(mask, Mask)
-    if bias is not None:
-        _checks.check_bias(bias, query, B, Hq, Lq, Lk)
-        bias = bias[(None,) * (4 - bias.dim())]
-    if scale is not None:
-        _checks.check_scale(scale)
-        scale = float(scale)
-    if softcap is not None:
-        _checks.check_softcap(softcap)
-    if sinks is not None:
-        _checks.check_sinks(sinks, query, Hq)
-    if alibi_slopes is not None:
-        _checks.check_alibi_slopes(alibi_slopes, query, B, Hq)
+    (B, Hq, Lq, Lk), bias, scale = checked_scores(
+        query, key, value, mask, bias, scale, softcap, sinks, alibi_slopes
+    )
     if dropout_seed is not None:
         _checks.check_dropout_seed(dropout_seed, query)
     _checks.check_dropout_p(dropout_p)
@@ -130,6 +118,36 @@ def attention(
         first = (0,) * (4 - rank)
         out, lse = out[first], lse[first]
     return (out, lse) if return_lse else out
+
+
+def checked_scores(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Mask | None,
+    bias: Tensor | None,
+    scale: float | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+    alibi_slopes: Tensor | None,
+) -> tuple[tuple[int, int, int, int], Tensor | None, float | None]:
+    """Checks what makes the scores. Returns (B, Hq, Lq, Lk), the bias with 4 dimensions, and the scale."""
+    B, Hq, Lq, Lk = _checks.check_qkv(query, key, value)
+    if mask is not None:
+        _checks.check_mask(mask, Mask)
+    if bias is not None:
+        _checks.check_bias(bias, query, B, Hq, Lq, Lk)
+        bias = bias[(None,) * (4 - bias.dim())]
+    if scale is not None:
+        _checks.check_scale(scale)
+        scale = float(scale)
+    if softcap is not None:
+        _checks.check_softcap(softcap)
+    if sinks is not None:
+        _checks.check_sinks(sinks, query, Hq)
+    if alibi_slopes is not None:
+        _checks.check_alibi_slopes(alibi_slopes, query, B, Hq)
+    return (B, Hq, Lq, Lk), bias, scale
 
 
 def _autocast(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> list[Tensor | None]:

@@ -11,7 +11,7 @@ from . import _checks
 from ._map_arguments import AttentionMap, chosen_rows, number_of_bins
 from ._ops import attention_map as _op  # noqa: F401  registers it
 from ._ops import library
-from .functional import _autocast
+from .functional import _autocast, checked_scores
 from .masks import NO_MASK, Mask
 
 
@@ -62,21 +62,9 @@ def attention_map(
         raise ValueError(f"query: expected a tensor on the CPU, which alone has a kernel, got {device}")
     if device.type != "meta" and torch.is_autocast_enabled(device.type):
         query, key, _, bias = _autocast(query, key, key, bias)
-    B, Hq, Lq, Lk = _checks.check_qkv(query, key, key)
-    if mask is not None:
-        _checks.check_mask(mask, Mask)
-    if bias is not None:
-        _checks.check_bias(bias, query, B, Hq, Lq, Lk)
-        bias = bias[(None,) * (4 - bias.dim())]
-    if scale is not None:
-        _checks.check_scale(scale)
-        scale = float(scale)
-    if softcap is not None:
-        _checks.check_softcap(softcap)
-    if sinks is not None:
-        _checks.check_sinks(sinks, query, Hq)
-    if alibi_slopes is not None:
-        _checks.check_alibi_slopes(alibi_slopes, query, B, Hq)
+    (B, Hq, Lq, Lk), bias, scale = checked_scores(
+        query, key, key, mask, bias, scale, softcap, sinks, alibi_slopes
+    )
     chosen = None if rows is None else chosen_rows(rows, Lq, device)
     tiles = [] if bins is None else number_of_bins(bins, Lq, Lk)
     lowered = NO_MASK if mask is None else mask.lower(B, Hq, Lq, Lk, device)
