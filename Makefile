@@ -20,13 +20,13 @@ SOURCES := $(shell find csrc -type f \( -name '*.h' -o -name '*.cpp' -o -name '*
 CXX_FILES := $(shell find csrc tests -type f \( -name '*.h' -o -name '*.cpp' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh' \) 2>/dev/null)
 LINTERS := $(shell sed -nE 's/^ *"((ruff|clang-format)==[^"]+)",.*/\1/p' pyproject.toml)
 
-.PHONY: demo test test-cpp test-aarch64 test-python test-cuda-emulation test-cuda mutate-cuda bench build lint format clean
+.PHONY: demo test test-cpp test-aarch64 test-python test-cuda-emulation test-cuda test-cuda-faults mutate-cuda bench build lint format clean
 .DELETE_ON_ERROR:
 
 demo: build $(STAMPS)/demo
 	$(PY) examples/demo.py
 
-test: build $(STAMPS)/test test-cpp test-aarch64 test-cuda-emulation test-python
+test: build $(STAMPS)/test test-cpp test-aarch64 test-cuda-emulation test-cuda-faults test-python
 
 bench: build $(STAMPS)/bench
 	$(PY) -m benchmarks.run $(BENCH_ARGS)
@@ -72,9 +72,13 @@ test-cuda: build $(STAMPS)/test
 	! command -v compute-sanitizer || ATTENTION_EXT_EMULATION=device compute-sanitizer --error-exitcode 1 \
 	  $(PY) -m pytest tests/cuda_emulation -k 'test_shapes or test_terms'
 
-# Plants faults into the CUDA kernels; the emulated tests have to notice each. PART="of a name" for a choice.
+# Plants faults into the CUDA kernels; the emulated tests have to notice each. PART="of a name" for a choice;
+# test-cuda-faults: those of what has changed since they were noticed.
 mutate-cuda: test-cuda-emulation
 	$(PY) tests/cuda_emulation/mutate.py $(PART)
+
+test-cuda-faults: test-cuda-emulation
+	$(PY) tests/cuda_emulation/mutate.py --changed
 
 # Values and gradients on every lower instruction set of the machine, then all tests on the best.
 # One thread a test: the tests run side by side, and those that are about threads set the number themselves.

@@ -2,7 +2,8 @@
 #include <cmath>
 #include <tuple>
 
-#include "bindings/attention_arguments.h"
+#include "bindings/attention_cpu.h"
+#include "bindings/attention_gradients.h"
 #include "bindings/threads.h"
 
 namespace attn {
@@ -14,7 +15,7 @@ using Arguments = AttentionArguments;
 std::tuple<Tensor, Tensor> forward(const char* op, const Arguments& a) {
   AttentionParams p;
   BlockTableArrays built;
-  fill_attention(op, a, p, built);
+  fill_attention_on_cpu(op, a, p, built);
   const Sizes size = sizes_of(a.query);
   Tensor out = empty_heads({size[0], size[1], size[2], p.Dv}, a.query);
   Tensor lse = empty({size[0], size[1], size[2]}, accumulator_of(a.query.scalar_type()));
@@ -72,11 +73,10 @@ class Backward {
   Backward(const Arguments& a, const Tensor& grad_out, const OptionalTensor& grad_lse,
            const Tensor& out, const Tensor& lse, const std::vector<bool>& needs)
       : a_(a), type_(accumulator_of(a.query.scalar_type())) {
-    check(needs.size() == 6, "needs: expected 6 booleans, got ", needs.size());
     check_no_derivative("_attention_backward", {&grad_out, grad_lse ? &*grad_lse : nullptr});
-    fill_attention("_attention_backward", a, p_, built_);
-    fill_results(grad_out, grad_lse, out, lse);
-    fill_gradients(needs);
+    fill_attention_on_cpu("_attention_backward", a, p_, built_);
+    fill_results(a, grad_out, grad_lse, out, lse, p_);
+    gradients_ = make_gradients(a, needs, p_);
     p_.plan = attention_kernels(p_).backward_plan(p_);
     allocate_workspace();
   }
@@ -97,63 +97,6 @@ class Backward {
   BlockTableArrays built_;
   std::vector<Tensor> gradients_;
   Tensor workspace_, bias_sums_;
-
-  void fill_results(const Tensor& grad_out, const OptionalTensor& grad_lse, const Tensor& out,
-                    const Tensor& lse) {
-    const Sizes size = sizes_of(a_.query), full{size[0], size[1], size[2], p_.Dv};
-    const auto matches = [&](const Tensor& t) {
-      return t.is_cpu() && t.dim() == 4 && sizes_of(t) == full &&
-             t.scalar_type() == a_.query.scalar_type();
-    };
-    const auto matches_lse = [&](const Tensor& t) {
-      return t.is_cpu() && t.dim() == 3 && sizes_of(t) == Sizes{size[0], size[1], size[2], 1} &&
-             t.scalar_type() == type_;
-    };
-    check(matches(out), "out: expected what the forward operator gave, got ", describe(out));
-    check(matches(grad_out), "grad_out: expected shape and dtype of out, got ", describe(grad_out));
-    check(matches_lse(lse), "lse: expected what the forward operator gave, got ", describe(lse));
-    if (grad_lse)
-      check(matches_lse(*grad_lse), "grad_lse: expected shape and dtype of lse, got ",
-            describe(*grad_lse));
-    p_.out = view_of(out);
-    p_.grad_out = view_of(grad_out);
-    p_.lse = view_of(lse);
-    if (grad_lse) p_.grad_lse = view_of(*grad_lse);
-  }
-
-  View gradient(bool needed, const Tensor& like, const Tensor& fresh) {
-    gradients_.push_back(needed ? fresh : empty({0}, like.scalar_type()));
-    return needed ? view_of(fresh) : View();
-  }
-  View optional_gradient(bool needed, const OptionalTensor& like) {
-    if (!like || !needed) {
-      gradients_.push_back(empty({0}, like ? like->scalar_type() : a_.query.scalar_type()));
-      return View();
-    }
-    const auto sizes = like->sizes();
-    gradients_.push_back(empty({sizes.begin(), sizes.end()}, like->scalar_type()));
-    return view_of(gradients_.back());
-  }
-
-  void fill_gradients(const std::vector<bool>& needs) {
-    const Tensor* inputs[3] = {&a_.query, &a_.key, &a_.value};
-    View* views[3] = {&p_.dq, &p_.dk, &p_.dv};
-    for (int i = 0; i < 3; ++i) {
-      const Tensor& t = *inputs[i];
-      *views[i] = gradient(needs[i], t, needs[i] ? empty_heads(sizes_of(t), t) : t);
-    }
-    p_.dbias = optional_gradient(needs[3], a_.bias);
-    if (a_.bias) {
-      const Sizes size = sizes_of(*a_.bias);
-      std::copy(size.begin(), size.end(), p_.bias_size);
-    }
-    p_.dsinks = optional_gradient(needs[4], a_.sinks);
-    p_.dsinks.stride[1] = p_.dsinks.stride[0], p_.dsinks.stride[0] = 0;
-    p_.dalibi_slopes = optional_gradient(needs[5], a_.alibi_slopes);
-    p_.alibi_per_batch = a_.alibi_slopes && a_.alibi_slopes->dim() == 2;
-    if (!p_.alibi_per_batch)
-      p_.dalibi_slopes.stride[1] = p_.dalibi_slopes.stride[0], p_.dalibi_slopes.stride[0] = 0;
-  }
 
   // The workspace is one allocation, carved twice: to measure it and to place it.
   void allocate_workspace() {

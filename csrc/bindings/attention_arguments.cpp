@@ -3,7 +3,6 @@
 #include <cmath>
 
 #include "bindings/dropout.h"
-#include "cpu/dispatch.h"
 
 namespace attn {
 
@@ -11,13 +10,15 @@ namespace {
 
 const Tensor* pointer(const OptionalTensor& t) { return t ? &*t : nullptr; }
 
+const char* tensor_beside(const Tensor& query) {
+  return query.is_cpu() ? "CPU tensor" : "tensor on query's device";
+}
+
 void check_input(const char* name, const Tensor& t, const Tensor& query) {
-  check(t.is_cpu() && t.dim() == 4 && is_floating(t.scalar_type()) &&
+  check(on_same_device(t, query) && t.dim() == 4 && is_floating(t.scalar_type()) &&
             t.scalar_type() == query.scalar_type(),
-        name,
-        ": expected a 4-D CPU tensor of one of float32, float64, bfloat16, float16, the same as "
-        "query's, got ",
-        describe(t));
+        name, ": expected a 4-D ", tensor_beside(query),
+        " of one of float32, float64, bfloat16, float16, the same as query's, got ", describe(t));
 }
 
 void fill_shapes(const AttentionArguments& a, AttentionParams& p) {
@@ -34,6 +35,30 @@ void fill_shapes(const AttentionArguments& a, AttentionParams& p) {
   check(p.Hkv > 0 ? p.Hq % p.Hkv == 0 : p.Hq == 0, "query: expected heads a multiple of the key's ",
         p.Hkv, ", got ", p.Hq);
   if (p.Hkv == 0) p.Hkv = p.Hq = 1, p.B = 0;
+  p.query = view_of(a.query);
+  p.key = view_of(a.key);
+  p.value = view_of(a.value);
+}
+
+void fill_bias(const Tensor& bias, const Tensor& query, AttentionParams& p) {
+  const Sizes size = sizes_of(bias), full{p.B, p.Hq, p.Lq, p.Lk};
+  bool fits = bias.dim() == 4 && on_same_device(bias, query);
+  for (int d = 0; d < 4; ++d) fits = fits && (size[d] == full[d] || size[d] == 1);
+  const ScalarType type = bias.scalar_type();
+  check(fits && (type == query.scalar_type() || type == ScalarType::Float), "bias: expected a 4-D ",
+        tensor_beside(query), " of query's dtype or float32, each size 1 or that of (", p.B, ", ",
+        p.Hq, ", ", p.Lq, ", ", p.Lk, "), got ", describe(bias));
+  p.bias = view_of(bias);
+}
+
+void fill_slopes(const Tensor& slopes, const Tensor& query, AttentionParams& p) {
+  const bool per_head = slopes.dim() == 1 && slopes.size(0) == p.Hq;
+  const bool per_batch = slopes.dim() == 2 && slopes.size(0) == p.B && slopes.size(1) == p.Hq;
+  check(
+      on_same_device(slopes, query) && is_floating(slopes.scalar_type()) && (per_head || per_batch),
+      "alibi_slopes: expected floating shape (", p.Hq, ",) or (", p.B, ", ", p.Hq, ") ",
+      place_of(query), ", got ", describe(slopes));
+  p.alibi_slopes = head_view(slopes);
 }
 
 void fill_terms(const AttentionArguments& a, AttentionParams& p) {
@@ -41,52 +66,36 @@ void fill_terms(const AttentionArguments& a, AttentionParams& p) {
   check(a.softcap >= 0 && std::isfinite(a.softcap), "softcap: expected a finite number >= 0, got ",
         a.softcap);
   p.score = {a.scale, a.softcap, p.Lk - p.Lq};
-  if (a.bias) {
-    const Sizes s = sizes_of(*a.bias), full{p.B, p.Hq, p.Lq, p.Lk};
-    bool fits = a.bias->dim() == 4;
-    for (int d = 0; d < 4; ++d) fits = fits && (s[d] == full[d] || s[d] == 1);
-    const ScalarType type = a.bias->scalar_type();
-    check(fits && a.bias->is_cpu() && (type == a.query.scalar_type() || type == ScalarType::Float),
-          "bias: expected a 4-D CPU tensor of query's dtype or float32, each size 1 or that of (",
-          p.B, ", ", p.Hq, ", ", p.Lq, ", ", p.Lk, "), got ", describe(*a.bias));
-    p.bias = view_of(*a.bias);
+  if (a.bias) fill_bias(*a.bias, a.query, p);
+  if (const OptionalTensor& sinks = a.sinks) {
+    check(on_same_device(*sinks, a.query) && sinks->dim() == 1 && sinks->size(0) == p.Hq &&
+              is_floating(sinks->scalar_type()),
+          "sinks: expected floating shape (", p.Hq, ",) ", place_of(a.query), ", got ",
+          describe(*sinks));
+    p.sinks = head_view(*sinks);
   }
-  if (a.sinks) {
-    check(a.sinks->is_cpu() && a.sinks->dim() == 1 && a.sinks->size(0) == p.Hq &&
-              is_floating(a.sinks->scalar_type()),
-          "sinks: expected floating shape (", p.Hq, ",) on the CPU, got ", describe(*a.sinks));
-    p.sinks = view_of(*a.sinks);
-    p.sinks.stride[1] = p.sinks.stride[0], p.sinks.stride[0] = 0;
-  }
-  if (a.alibi_slopes) {
-    const Tensor& s = *a.alibi_slopes;
-    const bool per_head = s.dim() == 1 && s.size(0) == p.Hq;
-    check(s.is_cpu() && is_floating(s.scalar_type()) &&
-              (per_head || (s.dim() == 2 && s.size(0) == p.B && s.size(1) == p.Hq)),
-          "alibi_slopes: expected floating shape (", p.Hq, ",) or (", p.B, ", ", p.Hq,
-          ") on the CPU, got ", describe(s));
-    p.alibi_slopes = view_of(s);
-    if (per_head) p.alibi_slopes.stride[1] = p.alibi_slopes.stride[0], p.alibi_slopes.stride[0] = 0;
-  }
+  if (a.alibi_slopes) fill_slopes(*a.alibi_slopes, a.query, p);
 }
 
 }  // namespace
 
-void fill_attention(const char* op, const AttentionArguments& a, AttentionParams& p,
-                    BlockTableArrays& built) {
+View head_view(const Tensor& t) {
+  View view = view_of(t);
+  if (t.dim() == 1) view.stride[1] = view.stride[0], view.stride[0] = 0;
+  return view;
+}
+
+void fill_attention(const char* op, const AttentionArguments& a, AttentionParams& p) {
   check_no_derivative(
       op, {&a.query, &a.key, &a.value, pointer(a.bias), pointer(a.sinks), pointer(a.alibi_slopes)});
   fill_shapes(a, p);
   fill_terms(a, p);
-  p.dropout = checked_dropout(a.dropout_p, a.dropout_seed);
-  p.mask = checked_mask(a.mask, p.B, p.Hq, p.Lq, p.Lk, built);
-  p.query = view_of(a.query);
-  p.key = view_of(a.key);
-  p.value = view_of(a.value);
+  p.dropout = checked_dropout(a.dropout_p);
+  p.mask = checked_mask(a.mask, p.B, p.Hq, p.Lq, p.Lk, a.query);
 }
 
-const AttentionKernels& attention_kernels(const AttentionParams& p) {
-  return kernels().attention[static_cast<int>(p.query.dtype)];
+const int64_t* attention_seed(const AttentionArguments& a) {
+  return a.dropout_p > 0 ? checked_seed(a.dropout_seed, a.query) : nullptr;
 }
 
 }  // namespace attn

@@ -1,10 +1,9 @@
-// What the operators of the attention family are given on the CPU, checked and turned into
-// AttentionParams.
+// What the operators of the attention family are given, checked and turned into AttentionParams:
+// what is the same on every device.
 #pragma once
 
 #include "bindings/mask.h"
 #include "bindings/tensor.h"
-#include "cpu/kernels.h"
 
 namespace attn {
 
@@ -16,10 +15,13 @@ struct AttentionArguments {
   const OptionalTensor& dropout_seed;
 };
 
-// All but results. A block table that has to be built lies in `built`, which must outlive the mask.
-void fill_attention(const char* op, const AttentionArguments& a, AttentionParams& p,
-                    BlockTableArrays& built);
+// All but results, the block table and the dropout seed, which the CPU reads and a device keeps.
+void fill_attention(const char* op, const AttentionArguments& a, AttentionParams& p);
 
-const AttentionKernels& attention_kernels(const AttentionParams& p);
+// Where the seed lies, unread; null without dropout.
+const int64_t* attention_seed(const AttentionArguments& a);
+
+// A view of (H,) or (B, H) as (1 or B, H, 1, 1).
+View head_view(const Tensor& t);
 
 }  // namespace attn

@@ -3,7 +3,7 @@
 #include <cmath>
 #include <tuple>
 
-#include "bindings/attention_arguments.h"
+#include "bindings/attention_cpu.h"
 #include "bindings/threads.h"
 
 namespace attn {
@@ -51,7 +51,7 @@ Results run(const AttentionArguments& a, const OptionalTensor& rows,
         describe(a.query));
   AttentionMapParams p;
   BlockTableArrays built;
-  fill_attention("attention_map", a, p, built);
+  fill_attention_on_cpu("attention_map", a, p, built);
   p.Dv = 0;
   const std::vector<MapRow> chosen = chosen_rows(rows, p.Lq);
   p.rows = chosen.data();

@@ -5,7 +5,10 @@
 
 namespace attn {
 
-// The draw of probability p, which needs a seed unless p is 0.
-Dropout checked_dropout(double p, const OptionalTensor& seed);
+// The draw of probability p, but for its seed.
+Dropout checked_dropout(double p);
+
+// Where the seed lies, on the device of `beside`; it is not read. A draw needs one.
+const int64_t* checked_seed(const OptionalTensor& seed, const Tensor& beside);
 
 }  // namespace attn

@@ -1,7 +1,7 @@
 // The lowered mask of csrc/README.md, checked and turned into the kernels' Mask.
 #pragma once
 
-#include "bindings/block_table.h"
+#include "bindings/tensor.h"
 
 namespace attn {
 
@@ -20,8 +20,11 @@ struct MaskArguments {
   const std::vector<Tensor>& block_table;
 };
 
-// A block table that has to be built lies in `built`, which must outlive the mask.
+// All but the block table, on query's device, where the values of offsets and lengths stay unread.
 Mask checked_mask(const MaskArguments& arguments, int64_t B, int64_t Hq, int64_t Lq, int64_t Lk,
-                  BlockTableArrays& built);
+                  const Tensor& query);
+
+// The values of offsets and lengths, on the CPU.
+void check_mask_values(const Mask& mask, int64_t B);
 
 }  // namespace attn

@@ -25,14 +25,35 @@ const char* type_name(ScalarType type) {
   }
 }
 
+struct Device {
+  int32_t type = aoti_torch_device_type_cpu(), index = 0;
+};
+
+Device device_of(const Tensor& t) {
+  Device device;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &device.type));
+  device.index = t.get_device_index();
+  return device;
+}
+
 Tensor empty_strided(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
-                     ScalarType type) {
+                     ScalarType type, const Device& device) {
   AtenTensorHandle handle;
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
       static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
       static_cast<int32_t>(torch::stable::detail::to<int32_t>(torch::stable::detail::from(type))),
-      aoti_torch_device_type_cpu(), 0, &handle));
+      device.type, device.index, &handle));
   return Tensor(handle);
+}
+
+Tensor empty_dense(const std::vector<int64_t>& sizes, ScalarType type, const Device& device) {
+  std::vector<int64_t> strides(sizes.size());
+  int64_t step = 1;
+  for (size_t i = sizes.size(); i-- > 0;) {
+    strides[i] = step;
+    step *= sizes[i] > 1 ? sizes[i] : 1;
+  }
+  return empty_strided(sizes, strides, type, device);
 }
 
 }  // namespace
@@ -72,23 +93,31 @@ View view_of(const Tensor& t) {
   return view;
 }
 
+bool on_same_device(const Tensor& t, const Tensor& like) {
+  const Device a = device_of(t), b = device_of(like);
+  return a.type == b.type && a.index == b.index;
+}
+
+const char* place_of(const Tensor& query) {
+  return query.is_cpu() ? "on the CPU" : "on query's device";
+}
+
 Tensor empty(const std::vector<int64_t>& sizes, ScalarType type) {
-  std::vector<int64_t> strides(sizes.size());
-  int64_t step = 1;
-  for (size_t i = sizes.size(); i-- > 0;) {
-    strides[i] = step;
-    step *= sizes[i] > 1 ? sizes[i] : 1;
-  }
-  return empty_strided(sizes, strides, type);
+  return empty_dense(sizes, type, Device());
+}
+
+Tensor empty_on(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType type) {
+  return empty_dense(sizes, type, device_of(like));
 }
 
 Tensor empty_heads(const Sizes& sizes, const Tensor& like) {
   const auto [B, H, L, D] = sizes;
+  const ScalarType type = like.scalar_type();
   if (H > 1 && L > 1 && like.stride(1) < like.stride(2)) {
     const int64_t d = D > 1 ? D : 1;
-    return empty_strided({B, H, L, D}, {L * H * d, d, H * d, 1}, like.scalar_type());
+    return empty_strided({B, H, L, D}, {L * H * d, d, H * d, 1}, type, device_of(like));
   }
-  return empty({B, H, L, D}, like.scalar_type());
+  return empty_on(like, {B, H, L, D}, type);
 }
 
 // resize_ to the size a tensor has changes nothing, and refuses one that is being differentiated:

@@ -59,8 +59,15 @@ inline ScalarType accumulator_of(ScalarType type) {
 // The 4-D tensor with its own strides, 0 where the size is 1.
 View view_of(const Tensor& t);
 
+bool on_same_device(const Tensor& t, const Tensor& like);
+// For messages: where what goes with `query` must lie, "on the CPU".
+const char* place_of(const Tensor& query);
+
+// On the CPU, and on the device of `like`.
 Tensor empty(const std::vector<int64_t>& sizes, ScalarType type);
-// (B, H, L, D), dense; heads lie inside the rows, (B, L, H, D) in memory, where those of `like` do.
+Tensor empty_on(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType type);
+// (B, H, L, D), dense, of the dtype and on the device of `like`; heads lie inside the rows,
+// (B, L, H, D) in memory, where those of `like` do.
 Tensor empty_heads(const Sizes& sizes, const Tensor& like);
 
 // Raw operators have no derivatives of their own: one that is asked for must not be silently zero.

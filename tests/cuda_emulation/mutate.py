@@ -1,27 +1,33 @@
-"""Plants the faults of mutations*.py into copies of the kernels, one at a time: each must be noticed.
+"""Plants the faults of mutations_*.py into copies of the kernels, one at a time: each must be noticed.
 
-python mutate.py [part of a name]      Needs the built libraries; prints one line a fault.
+python mutate.py [part of a name]      all, or a choice of them
+python mutate.py --changed             those that mutations_noticed.json does not vouch for
+
+Needs the built libraries, runs MAX_JOBS faults at once, prints one line each, and records what was noticed.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+import mutation_record
 import pytest
 import torch
-from mutations import MUTATIONS, Mutation
-from mutations_tensor import TENSOR_MUTATIONS
-from mutations_tensor_backward import TENSOR_BACKWARD_MUTATIONS
+from mutations import Mutation, all_mutations
 
-ALL = MUTATIONS + TENSOR_MUTATIONS + TENSOR_BACKWARD_MUTATIONS
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 BUILD = ROOT / "build" / "cuda_emulation"
+# Of --changed: more take too long for `make test`.
+MOST_CHANGED = 60
+SECONDS = 300  # that tests of one fault may take; some faults never end
 
 
 def plant(mutation: Mutation, kernels: Path) -> None:
@@ -29,39 +35,31 @@ def plant(mutation: Mutation, kernels: Path) -> None:
     path = kernels / mutation.file
     text = path.read_text()
     if text.count(mutation.old) < mutation.occurrence:
-        raise SystemExit(f"{mutation.name}: {mutation.file} does not contain {mutation.old!r}")
+        raise RuntimeError(f"{mutation.file} does not contain {mutation.old!r}")
     parts = text.split(mutation.old)
     at = mutation.occurrence
     path.write_text(mutation.old.join(parts[:at]) + mutation.new + mutation.old.join(parts[at:]))
 
 
-def run(mutation: Mutation, folder: Path) -> str:
-    """What was noticed: "values", the kind of a finding, or "nothing"."""
-    plant(mutation, folder / "cuda")
-    mode = "plain" if mutation.noticed == "values" else "checked"
+def build(mutation: Mutation, mode: str, folder: Path) -> None:
     (folder / mode).mkdir()
     for path in (BUILD / mode).glob("*.o"):
         if path.stem not in mutation.rebuilt:
             shutil.copy(path, folder / mode)
-    build = [
+    command = [
         "make", "-s", "-C", str(HERE), "WARNINGS=-w", f"PYTHON={sys.executable}", f"OUT={BUILD}",
         f"KERNELS={folder / 'cuda'}", f"KERNEL_OUT={folder}", f"{folder}/{mode}/liboperators.so",
     ]  # fmt: skip
-    subprocess.run(build, check=True, stdout=subprocess.DEVNULL)
-    code, output = run_tests(mutation, mode, folder)
-    if code == 0:
-        return "nothing"
-    if code != 1:
-        raise SystemExit(f"{mutation.name}: the tests did not run\n{output}")
-    if mutation.noticed != "values":
-        return mutation.noticed if f"{mutation.noticed}: " in output else "something else"
-    return "values"
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"it does not compile\n{done.stderr}")
 
 
 def run_tests(mutation: Mutation, mode: str, folder: Path) -> tuple[int, str]:
     """pytest's exit code and what it said. A fork of this process, which has imported torch already."""
     with tempfile.TemporaryFile("w+") as output:
         if (child := os.fork()) == 0:
+            signal.alarm(SECONDS)
             os.dup2(output.fileno(), 1)
             os.dup2(output.fileno(), 2)
             os.chdir(ROOT)
@@ -75,18 +73,56 @@ def run_tests(mutation: Mutation, mode: str, folder: Path) -> tuple[int, str]:
         return os.waitstatus_to_exitcode(status), output.read()
 
 
+def found(mutation: Mutation, folder: Path) -> str:
+    """What was noticed: "values", the kind of a finding, or "nothing"."""
+    mode = "plain" if mutation.noticed == "values" else "checked"
+    plant(mutation, folder / "cuda")
+    build(mutation, mode, folder)
+    code, output = run_tests(mutation, mode, folder)
+    if code == 0:
+        return "nothing"
+    if code != 1:
+        raise RuntimeError(f"the tests ended with {code}\n{output}")
+    if mutation.noticed == "values" or f"{mutation.noticed}: " in output:
+        return mutation.noticed
+    return "something else"
+
+
+def run(mutation: Mutation) -> tuple[Mutation, str]:
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            return mutation, found(mutation, Path(folder))
+        except RuntimeError as error:
+            return mutation, str(error)
+
+
+def chosen(arguments: list[str], known: list[Mutation]) -> list[Mutation]:
+    if arguments != ["--changed"]:
+        return [mutation for mutation in known if all(part in mutation.name for part in arguments)]
+    outdated = mutation_record.outdated(known)
+    if len(outdated) > MOST_CHANGED:
+        sys.exit(
+            f"{len(outdated)} faults are planted in files that have changed, or are new: "
+            f"`make mutate-cuda` runs them; commit {mutation_record.RECORD.name}"
+        )
+    return outdated + [mutation for mutation in mutation_record.sample(known) if mutation not in outdated]
+
+
 def main() -> None:
+    known = all_mutations()
+    wanted = chosen(sys.argv[1:], known)
     torch.set_num_threads(1)
-    wanted = [m for m in ALL if all(part in m.name for part in sys.argv[1:])]
-    missed = 0
-    for mutation in wanted:
-        with tempfile.TemporaryDirectory() as folder:
-            found = run(mutation, Path(folder))
-        missed += found != mutation.noticed
-        verdict = "noticed" if found == mutation.noticed else "MISSED"
-        print(f"{verdict:8} {mutation.name}: expected {mutation.noticed}, found {found}", flush=True)
-    print(f"{len(wanted)} faults, {missed} missed")
-    sys.exit(missed != 0)
+    jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
+    noticed, missed = [], []
+    with multiprocessing.get_context("fork").Pool(jobs) as pool:
+        for mutation, what in pool.imap_unordered(run, wanted):
+            right = what == mutation.noticed
+            (noticed if right else missed).append(mutation)
+            verdict = "noticed" if right else "MISSED"
+            print(f"{verdict:8} {mutation.name}: expected {mutation.noticed}, found {what}", flush=True)
+            mutation_record.write(noticed, missed, known)
+    print(f"{len(wanted)} faults, {len(missed)} missed")
+    sys.exit(bool(missed))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""Faults to plant into the CUDA kernels, and which check must notice each."""
+"""What a planted fault is. Each mutations_*.py has the list MUTATIONS of one family of kernels."""
 
 from __future__ import annotations
 
+from importlib import import_module
+from pathlib import Path
 from typing import NamedTuple
 
 
@@ -13,172 +15,50 @@ class Mutation(NamedTuple):
     noticed: str  # "values", or the kind of the checks' finding
     tests: str  # of pytest -k, of the dtype that is built anew
     occurrence: int = 1
-    rebuilt: tuple[str, ...] = ("attention_float", "attention_plan")  # files; all others stay as they are
+    rebuilt: tuple[str, ...] = ()  # files; all others stay as they are
 
 
-SHAPES = "test_shapes and float32 and (square or odd)"
-MASKS = "test_masks and float32 and odd and (causal or everything)"
-TILE, SCORES, FORWARD = "tile.cuh", "attention_scores.cuh", "attention_forward.cuh"
-GRADIENTS, BACKWARD = "attention_gradients.cuh", "attention_backward.cuh"
-TERMS = "attention_backward_terms.cuh"
-BARRIER = "__syncthreads();"
+class Mutations(NamedTuple):
+    """What most faults of one family of kernels have in common."""
+
+    family: str
+    rebuilt: tuple[str, ...]
+    tests: str
+
+    def fault(
+        self,
+        name: str,
+        file: str,
+        old: str,
+        new: str,
+        noticed: str,
+        tests: str | None = None,
+        occurrence: int = 1,
+        rebuilt: tuple[str, ...] | None = None,
+    ) -> Mutation:
+        """One that the check of this kind must notice, or whose values are wrong."""
+        return Mutation(
+            f"{self.family}: {name}",
+            file,
+            old,
+            new,
+            noticed,
+            tests or self.tests,
+            occurrence,
+            rebuilt or self.rebuilt,
+        )
+
+    def wrong(
+        self, name: str, file: str, old: str, new: str, tests: str | None = None, occurrence: int = 1
+    ) -> Mutation:
+        """One that only changes values."""
+        return self.fault(name, file, old, new, "values", tests, occurrence)
 
 
-def without_barrier(name: str, file: str, occurrence: int, tests: str = SHAPES) -> Mutation:
-    return Mutation(f"no barrier {name}", file, BARRIER, "{}", "race", tests, occurrence)
-
-
-def wrong(name: str, file: str, old: str, new: str, tests: str = SHAPES, occurrence: int = 1) -> Mutation:
-    return Mutation(name, file, old, new, "values", tests, occurrence)
-
-
-MUTATIONS = [
-    without_barrier("after rows are loaded", TILE, 1),
-    without_barrier("after a product", TILE, 2),
-    without_barrier("before the maps are read", TILE, 3, "test_terms and float32 and bias"),
-    without_barrier("after values are loaded", TILE, 4),
-    without_barrier("after a weighted sum", TILE, 5),
-    without_barrier("between maps of the statistics", FORWARD, 1, "test_scores_as_large"),
-    without_barrier("after split rows", BACKWARD, 1, "test_scores_as_large"),
-    without_barrier("in the sum of sinks", BACKWARD, 2, "test_terms and float32 and sinks"),
-    without_barrier("in the sum of slopes", BACKWARD, 3, "test_terms and float32 and alibi"),
-    without_barrier("before a bias tile is summed", TERMS, 1, "test_biases_broadcast"),
-    without_barrier("between maps of a bias", TERMS, 2, "test_a_block_sums"),
-    Mutation("a warp's barrier for the block's", TILE, BARRIER, "__syncwarp();", "race", SHAPES),
-    Mutation(
-        "half the block at a barrier",
-        SCORES,
-        "return __syncthreads_or(map != 0)",
-        "return threadIdx.x >= 128 ? TileKind::kPartial : __syncthreads_or(map != 0)",
-        "divergence",
-        SHAPES,
-    ),
-    Mutation(
-        "shared memory too short",
-        FORWARD,
-        "kThreads, sizeof(TileMemory<T, N>)",
-        "kThreads, sizeof(TileMemory<T, N>) - 1024",
-        "shared bounds",
-        SHAPES,
-    ),
-    Mutation("rows beyond the end are read", "storage.cuh", "row >= end || ", "", "global bounds", SHAPES),
-    Mutation(
-        "columns beyond the end are read", "storage.cuh", " || column >= columns", "", "global bounds", SHAPES
-    ),
-    Mutation("output beyond the end", FORWARD, "if (i >= p.Lq) continue;", "", "global bounds", SHAPES),
-    Mutation(
-        "statistics beyond the end",
-        GRADIENTS,
-        "const bool inside = i < this->p.Lq;",
-        "const bool inside = true;",
-        "global bounds",
-        SHAPES,
-    ),
-    Mutation(
-        "two blocks on the same rows",
-        FORWARD,
-        "(tiles - 1 - item % tiles)",
-        "(item % tiles / 2)",
-        "race",
-        SHAPES,
-    ),
-    Mutation(
-        "weights not stored",
-        FORWARD,
-        "if constexpr (N > 0)\n          memory.weights",
-        "if (N > 0 && thread_column() < 8)\n          memory.weights",
-        "uninitialised",
-        SHAPES,
-    ),
-    wrong("maximum over half the columns", TILE, "by < kSide; by *= 2", "by < kSide / 2; by *= 2"),
-    wrong(
-        "output not rescaled",
-        FORWARD,
-        "out[r][c] *= shrink",
-        "out[r][c] *= 1",
-        "test_shapes and float32 and odd",
-    ),
-    wrong(
-        "sum not rescaled",
-        FORWARD,
-        "sum[r] * shrink + added",
-        "sum[r] + added",
-        "test_shapes and float32 and odd",
-    ),
-    wrong(
-        "sinks left out of the sum",
-        FORWARD,
-        "sum[r] = sink == -infinity<T>() ? 0 : 1;",
-        "sum[r] = 0;",
-        "test_terms and float32 and sinks",
-    ),
-    wrong(
-        "softcap without its derivative",
-        SCORES,
-        "softcap_derivative(t, T(1))",
-        "T(1)",
-        "test_terms and float32 and softcap",
-    ),
-    wrong(
-        "distances from the top",
-        SCORES,
-        "i + p.score.alibi_offset - j",
-        "i - j",
-        "test_terms and float32 and alibi",
-    ),
-    wrong(
-        "a neighbour's draw",
-        SCORES,
-        "j0 / 4 + thread_column()",
-        "j0 / 4 + thread_column() / 2",
-        "test_terms and float32 and dropout",
-    ),
-    wrong(
-        "dropout not scaled back",
-        GRADIENTS,
-        "? keep_scale : 0",
-        "? 1 : 0",
-        "test_terms and float32 and dropout",
-    ),
-    wrong(
-        "a masked bias still counts",
-        SCORES,
-        "counts ? value + added : -infinity<T>()",
-        "value + (counts ? added : T(0))",
-        "test_terms and float32 and bias_masks",
-    ),
-    wrong(
-        "the band ends a key late",
-        SCORES,
-        "p.mask.row_map(b, h, i, j0)",
-        "p.mask.row_map(b, h, i + 1, j0)",
-        MASKS,
-    ),
-    wrong("masked NaN reaches the sum", TILE, "if (maps && !seen) continue;", "", "test_masked_nan"),
-    wrong("maps of the wrong side", TILE, "SumOver::kKeys ? row_maps", "SumOver::kQueries ? row_maps", MASKS),
-    wrong("gradient of lse added", BACKWARD, "p.grad_lse ? sum - load", "p.grad_lse ? sum + load"),
-    wrong("lse in one part", GRADIENTS, "s - high - low", "s - high", "test_scores_as_large"),
-    wrong("delta left out", GRADIENTS, "ds[r][c] - mean", "ds[r][c]"),
-    wrong("dk without the scale", GRADIENTS, "* dx[r][c] * this->scale", "* dx[r][c]"),
-    wrong(
-        "one head of a group",
-        BACKWARD,
-        "for (int64_t g = 0; g < p.group(); ++g)",
-        "for (int64_t g = 0; g < 1; ++g)",
-        "test_shapes and float32 and grouped",
-    ),
-    wrong(
-        "only the first slot of a bias",
-        TERMS,
-        "slot < p.plan.bias_slots; ++slot",
-        "slot < 1; ++slot",
-        "test_biases_broadcast",
-    ),
-    wrong(
-        "a bias gradient of the last row alone",
-        TERMS,
-        "rows_vary ? first + 1 : kTile",
-        "first + 1",
-        "test_biases_broadcast",
-    ),
-]
+def all_mutations() -> list[Mutation]:
+    """Those of every mutations_*.py."""
+    modules = sorted(path.stem for path in Path(__file__).parent.glob("mutations_*.py"))
+    found = [mutation for name in modules for mutation in import_module(name).MUTATIONS]
+    names = [mutation.name for mutation in found]
+    assert len(set(names)) == len(names), "two faults of one name"
+    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mutations import Mutation
+from mutations import Mutations
 
 TILE, SCORES, FORWARD = "tensor_tile.cuh", "attention_tensor_scores.cuh", "attention_tensor_forward.cuh"
 
@@ -11,22 +11,15 @@ LENGTHS = "tensor and test_lengths and float16 and 63"
 MASKS = "tensor and test_masks and float16 and odd and (causal or everything)"
 NONFINITE = "tensor and nonfinite and float16"
 
-
-def fault(
-    name: str, file: str, old: str, new: str, noticed: str, tests: str = LENGTHS, occurrence: int = 1
-) -> Mutation:
-    return Mutation(f"tensor: {name}", file, old, new, noticed, tests, occurrence, ("attention_half",))
-
-
-def wrong(name: str, file: str, old: str, new: str, tests: str = LENGTHS, occurrence: int = 1) -> Mutation:
-    return fault(name, file, old, new, "values", tests, occurrence)
+tensor = Mutations("tensor", rebuilt=("attention_half",), tests=LENGTHS)
+fault, wrong = tensor.fault, tensor.wrong
 
 
 def terms(name: str) -> str:
     return f"test_terms and float16 and {name}"
 
 
-TENSOR_MUTATIONS = [
+MUTATIONS = [
     fault("a tile is not waited for", FORWARD, "wait_for_copies<0>", "wait_for_copies<1>", "race"),
     fault("copies without a group", FORWARD, "end_copy_group();", "", "async copy"),
     fault("no barrier after a tile arrives", FORWARD, "__syncthreads_or(", "(", "race"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mutations import Mutation
+from mutations import Mutations
 
 SCORES, BACKWARD = "attention_tensor_scores.cuh", "attention_tensor_backward.cuh"
 
@@ -16,17 +16,10 @@ MASKS = "tensor and test_masks and float16 and odd and (causal or everything)"
 # A batch row without keys.
 EMPTY = "tensor and test_masks and float16 and square and lengths"
 NONFINITE = "tensor and nonfinite_rows and float16"
+BFLOAT16 = ("attention_bfloat16_backward",)
 
-
-def fault(
-    name: str, file: str, old: str, new: str, noticed: str, tests: str = LENGTHS, occurrence: int = 1
-) -> Mutation:
-    rebuilt = "attention_bfloat16_backward" if "bfloat16" in tests else "attention_half_backward"
-    return Mutation(f"tensor backward: {name}", file, old, new, noticed, tests, occurrence, (rebuilt,))
-
-
-def wrong(name: str, file: str, old: str, new: str, tests: str = LENGTHS, occurrence: int = 1) -> Mutation:
-    return fault(name, file, old, new, "values", tests, occurrence)
+backward = Mutations("tensor backward", rebuilt=("attention_half_backward",), tests=LENGTHS)
+fault, wrong = backward.fault, backward.wrong
 
 
 def terms(name: str) -> str:
@@ -34,7 +27,7 @@ def terms(name: str) -> str:
 
 
 WAIT, VOTE = "wait_for_copies<0>", "__syncthreads_or("
-TENSOR_BACKWARD_MUTATIONS = [
+MUTATIONS = [
     fault("keys are not waited for", BACKWARD, WAIT, "wait_for_copies<1>", "race"),
     fault("queries are not waited for", BACKWARD, WAIT, "wait_for_copies<1>", "race", occurrence=2),
     fault(
@@ -64,6 +57,7 @@ TENSOR_BACKWARD_MUTATIONS = [
         "  if (threadIdx",
         "race",
         "test_terms and bfloat16 and alibi",
+        rebuilt=BFLOAT16,
     ),
     fault(
         "no barrier in a head's sum",
@@ -72,6 +66,7 @@ TENSOR_BACKWARD_MUTATIONS = [
         "  double",
         "race",
         "test_terms and bfloat16 and alibi",
+        rebuilt=BFLOAT16,
     ),
     fault(
         "shared memory a tile short",
