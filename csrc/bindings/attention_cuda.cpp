@@ -22,6 +22,19 @@ void fill(const char* op, const Arguments& a, AttentionCall& p) {
   p.dropout_seed = attention_seed(a);
 }
 
+// What the splits of a forward call find, where it is cut; alive until its kernels are launched, as
+// the allocator hands memory out in the order of the stream.
+std::vector<Tensor> make_split_workspace(const Arguments& a, AttentionCall& p) {
+  p.splits = plan_splits(p.B, p.Hq, p.Hkv, p.Lq, p.Lk);
+  if (p.splits.count == 0) return {};
+  const ScalarType type = accumulator_of(a.query.scalar_type());
+  const Tensor out = empty_on(a.query, {p.splits.count, p.B, p.Hq, p.Lq, p.Dv}, type);
+  const Tensor lse = empty_on(a.query, {p.splits.count, p.B, p.Hq, p.Lq}, type);
+  p.split_out = out.data_ptr();
+  p.split_lse = lse.data_ptr();
+  return {out, lse};
+}
+
 std::tuple<Tensor, Tensor> forward(const char* op, const Arguments& a) {
   AttentionCall p;
   fill(op, a, p);
@@ -32,12 +45,12 @@ std::tuple<Tensor, Tensor> forward(const char* op, const Arguments& a) {
       empty_on(a.query, {size[0], size[1], size[2]}, accumulator_of(a.query.scalar_type()));
   p.out = view_of(out);
   p.lse = view_of(lse);
+  const std::vector<Tensor> workspace = make_split_workspace(a, p);
   (is_double(a) ? attention_forward<double> : attention_forward<float>)(p, device.stream());
   return {out, lse};
 }
 
-// What a backward call needs for itself; alive until its kernels are launched, as the allocator
-// hands memory out in the order of the stream.
+// What a backward call needs for itself, alive as long.
 std::vector<Tensor> make_workspace(const Arguments& a, AttentionCall& p) {
   std::vector<Tensor> tensors;
   const auto allocate = [&](std::vector<int64_t> sizes, ScalarType type) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "core/params.h"
+#include "cuda/attention_splits.h"
 
 namespace attn::cuda {
 
@@ -12,6 +13,11 @@ using Stream = void*;  // cudaStream_t
 // the part that is AttentionParams.
 struct AttentionCall : AttentionGradParams {
   const int64_t* dropout_seed = nullptr;  // read by the kernels, instead of dropout.seed
+
+  // Forward, where splits.count is not 0: what each split finds, as if there were no other keys.
+  Splits splits;
+  void* split_out = nullptr;  // [splits.count, B, Hq, Lq, Dv], float or double
+  void* split_lse = nullptr;  // [splits.count, B, Hq, Lq], without sinks
 };
 
 // The workspace of a backward call: sets plan.row_blocks, plan.chunks and plan.bias_slots, which
@@ -25,11 +31,17 @@ void plan_attention_backward(AttentionCall& call);
 template <Dtype kDtype>
 bool attention_tensor_forward(const AttentionCall& call, Stream stream);
 template <Dtype kDtype>
+bool attention_tensor_splits(const AttentionCall& call, Stream stream);  // split_out, split_lse
+template <Dtype kDtype>
 bool attention_tensor_backward(const AttentionCall& call, Stream stream);
 
 // out and lse, in whichever way fits. T: what is computed in, float or double.
 template <class T>
 void attention_forward(const AttentionCall& call, Stream stream);
+
+// The same by splits of the keys and their merge.
+template <class T>
+void attention_splits(const AttentionCall& call, Stream stream);
 
 // The gradients whose views are not null.
 template <class T>

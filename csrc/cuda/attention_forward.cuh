@@ -15,11 +15,10 @@ struct OnlineSoftmax {
   T maximum[kMicro], sum[kMicro];
   T out[kMicro][N > 0 ? N : 1];
 
-  ATTN_DEVICE OnlineSoftmax(const HeadScores<T>& head, int64_t i0, int64_t column0,
-                            Memory& memory) {
+  template <class Head>
+  ATTN_DEVICE OnlineSoftmax(const Head& head, int64_t i0, int64_t column0, Memory& memory) {
     const AttentionCall& p = head.p;
-    const T sink =
-        p.sinks ? load_element<T>(p.sinks.at(0, head.h, 0), p.sinks.dtype) : -infinity<T>();
+    const T sink = head.sink();
     ATTN_UNROLL
     for (int r = 0; r < kMicro; ++r) {
       maximum[r] = sink;
@@ -44,9 +43,18 @@ struct OnlineSoftmax {
     }
   }
 
+  ATTN_DEVICE T result(int r, int c, T keep_scale) const {
+    return sum[r] == 0 ? T(0) : out[r][c] * keep_scale / sum[r];
+  }
+  ATTN_DEVICE T lse(int r) const {
+    if (sum[r] == 0) return -infinity<T>();
+    return maximum[r] == infinity<T>() ? maximum[r] : maximum[r] + std::log(sum[r]);
+  }
+
   // The tile's share of maximum and sum; its weights go to memory.
-  ATTN_DEVICE void add_tile(const HeadScores<T>& head, const T (&s)[kMicro][kMicro], int64_t i0,
-                            int64_t j0, Memory& memory) {
+  template <class Head>
+  ATTN_DEVICE void add_tile(const Head& head, const T (&s)[kMicro][kMicro], int64_t i0, int64_t j0,
+                            Memory& memory) {
     ATTN_UNROLL
     for (int r = 0; r < kMicro; ++r) {
       T top = maximum[r];
@@ -92,20 +100,15 @@ __global__ void __launch_bounds__(kThreads)
   for (int r = 0; r < kMicro; ++r) {
     const int64_t i = i0 + thread_row() * kMicro + r;
     if (i >= p.Lq) continue;
-    const bool empty = softmax.sum[r] == 0;
     ATTN_UNROLL
     for (int c = 0; c < N; ++c) {
       const int64_t column = column0 + c * kSide + thread_column();
       if (column < p.Dv)
         store_element(p.out.at(head.b, head.h, i, column), p.out.dtype,
-                      empty ? T(0) : softmax.out[r][c] * keep_scale / softmax.sum[r]);
+                      softmax.result(r, c, keep_scale));
     }
-    if (column0 != 0 || thread_column() != 0) continue;
-    const T top = softmax.maximum[r];
-    store_element(p.lse.at(head.b, head.h, i), p.lse.dtype,
-                  empty                  ? -infinity<T>()
-                  : top == infinity<T>() ? top
-                                         : top + std::log(softmax.sum[r]));
+    if (column0 == 0 && thread_column() == 0)
+      store_element(p.lse.at(head.b, head.h, i), p.lse.dtype, softmax.lse(r));
   }
 }
 
@@ -118,6 +121,7 @@ void launch_attention_forward(const AttentionCall& p, Stream stream) {
 
 template <class T>
 void attention_forward(const AttentionCall& p, Stream stream) {
+  if (p.splits.count > 0) return attention_splits<T>(p, stream);
   const Dtype dtype = p.query.dtype;
   if (dtype == Dtype::kFloat16 && attention_tensor_forward<Dtype::kFloat16>(p, stream)) return;
   if (dtype == Dtype::kBFloat16 && attention_tensor_forward<Dtype::kBFloat16>(p, stream)) return;

@@ -15,6 +15,7 @@ struct ForwardShape {
   static constexpr int kRows = 16 * kRowTiles * kWarps;
   static constexpr int kKeys = kColumns <= 64 ? 64 : 32;
   static constexpr int kKeyTiles = kKeys / 8, kColumnTiles = kColumns / 8;
+  using Tile = SharedTile<kColumns>;
 
   static constexpr int kTileBytes = SharedTile<kColumns>::bytes(kKeys);
   static constexpr int kQueryBytes = SharedTile<kColumns>::bytes(kRows);
@@ -23,23 +24,19 @@ struct ForwardShape {
 };
 
 // What a warp knows of its rows while tiles of keys pass.
-template <Dtype kDtype, int kColumns>
+template <Dtype kDtype, class Shape, class Head>
 struct WarpSoftmax {
-  using Shape = ForwardShape<kColumns>;
   static constexpr int M = Shape::kRowTiles, N = Shape::kKeyTiles;
-  using Tile = SharedTile<kColumns>;
-  using Scores = WarpScores<kDtype, M, N, RowsAre::kQueries>;
+  using Tile = typename Shape::Tile;
+  using Scores = WarpScores<kDtype, M, N, RowsAre::kQueries, Head>;
 
-  const HeadScores<float>& head;
+  const Head& head;
   const int64_t i0;
   float maximum[M][2], sum[M][2];  // the sum is spread over the lanes of a row
   float out[M][Shape::kColumnTiles][4];
 
-  ATTN_DEVICE WarpSoftmax(const HeadScores<float>& of_head, int64_t first)
-      : head(of_head), i0(first) {
-    const View& sinks = head.p.sinks;
-    const float sink =
-        sinks ? load_element<float>(sinks.at(0, head.h, 0), sinks.dtype) : -infinity<float>();
+  ATTN_DEVICE WarpSoftmax(const Head& of_head, int64_t first) : head(of_head), i0(first) {
+    const float sink = head.sink();
     ATTN_UNROLL
     for (int m = 0; m < M; ++m) {
       ATTN_UNROLL
@@ -51,15 +48,16 @@ struct WarpSoftmax {
     set_zero(out);
   }
 
-  // nonfinite: some value of the tile may be NaN or infinite, which must not reach a row that does
-  // not see it. All lanes come.
-  ATTN_DEVICE void add_tile(Tile query, Tile key, Tile value, int64_t j0, bool nonfinite) {
+  // The warp's rows begin at query_row of their tile. nonfinite: some value of the tile may be NaN
+  // or infinite, which must not reach a row that does not see it. All lanes come.
+  ATTN_DEVICE void add_tile(Tile query, int query_row, Tile key, Tile value, int64_t j0,
+                            bool nonfinite) {
     const Scores scores(head, made_anew(i0), j0);
     uint32_t seen[M][2], weights[M][N][2];
     const TileKind kind = scores.map_tile(seen);
     if (kind == TileKind::kSkip) return;
     float s[M][N][4];
-    row_products<kDtype>(s, query, static_cast<int>(threadIdx.x) / 32 * Scores::kQueries, key);
+    row_products<kDtype>(s, query, query_row, key);
     // Plain scores are in units of log 2.
     scores.scores(s, seen, kind, scores.is_plain() ? kLog2E : 1);
     if (scores.is_plain())
@@ -80,22 +78,20 @@ struct WarpSoftmax {
       add_weighted_rows<kDtype>(out, weights, value);
   }
 
-  // out and lse of the rows that exist.
-  ATTN_DEVICE void store() {
-    const AttentionCall& p = head.p;
+  // Calls visit(m, r, row, factor, lse) for the rows that exist: out times factor is their result.
+  template <class Visit>
+  ATTN_DEVICE void finish(Visit visit) {
     ATTN_UNROLL
     for (int m = 0; m < M; ++m) {
       ATTN_UNROLL
       for (int r = 0; r < 2; ++r) {
-        const int64_t i = i0 + Scores::row(m, r);
+        const int64_t row = i0 + Scores::row(m, r);
         const float whole = across_quad(sum[m][r], [](float x, float y) { return x + y; });
-        if (i >= p.Lq) continue;
+        if (row >= head.row_count()) continue;
         if (whole == 0) clear_row(m, r);
         const float factor =
             whole == 0 ? 0.0f : static_cast<float>(head.dropout.keep_scale) / whole;
-        store_row<kDtype>(p.out, p.Dv, head.b, head.h, i, r, out[m], factor);
-        if (fragment_column() == 0)
-          store_element(p.lse.at(head.b, head.h, i), p.lse.dtype, lse(maximum[m][r], whole));
+        visit(m, r, row, factor, lse(maximum[m][r], whole));
       }
     }
   }
@@ -151,21 +147,22 @@ struct WarpSoftmax {
   }
 };
 
-// The block's queries from i0 on.
-template <Dtype kDtype, int kColumns>
-ATTN_DEVICE void tensor_forward(const HeadScores<float>& head, int64_t i0, unsigned char* shared) {
-  using Shape = ForwardShape<kColumns>;
+// Calls visit(query, key, value, j0, nonfinite) for tile after tile of keys and values that some of
+// the block's rows from i0 on see, as WarpSoftmax::add_tile takes them.
+template <Dtype kDtype, class Shape, class Head, class Visit>
+ATTN_DEVICE void pass_keys(const Head& head, int64_t i0, unsigned char* shared, Visit visit) {
+  using Tile = typename Shape::Tile;
   constexpr int kThreads = Shape::kThreads, kKeys = Shape::kKeys;
   const AttentionCall& p = head.p;
-  const Range rows{i0, min64(i0 + Shape::kRows, p.Lq)}, heads{head.h, head.h + 1};
+  const Range rows{i0, min64(i0 + Shape::kRows, head.row_count())};
   const Rows value = rows_of(p.value, head.b, head.h / p.group(), p.Lk, p.Dv);
   const bool key_chunks = has_chunks(head.key), value_chunks = has_chunks(value);
-  const SharedTile<kColumns> query_tile{shared, 0};
+  const Tile query_tile{shared, 0};
   const auto key_tile = [=](uint32_t stage) {
-    return SharedTile<kColumns>{shared, Shape::kQueryBytes + 2 * stage * Shape::kTileBytes};
+    return Tile{shared, Shape::kQueryBytes + 2 * stage * Shape::kTileBytes};
   };
   const auto value_tile = [=](uint32_t stage) {
-    return SharedTile<kColumns>{shared, key_tile(stage).offset + Shape::kTileBytes};
+    return Tile{shared, key_tile(stage).offset + Shape::kTileBytes};
   };
   const auto copy = [&](uint32_t stage, int64_t j0) {
     copy_rows<kThreads, kKeys>(key_tile(stage), head.key, j0, key_chunks);
@@ -173,8 +170,6 @@ ATTN_DEVICE void tensor_forward(const HeadScores<float>& head, int64_t i0, unsig
     end_copy_group();
   };
 
-  const int warp = static_cast<int>(threadIdx.x) / 32;
-  WarpSoftmax<kDtype, kColumns> softmax(head, i0 + 16 * Shape::kRowTiles * warp);
   const Range keys = head.keys_of(rows);
   int64_t j0 = head.next_keys(rows, keys.begin);
   if (j0 < keys.end) {
@@ -182,17 +177,33 @@ ATTN_DEVICE void tensor_forward(const HeadScores<float>& head, int64_t i0, unsig
     copy(0, j0);
   }
   for (uint32_t stage = 0; j0 < keys.end; stage ^= 1) {
-    const bool partial =
-        p.bias || j0 + kKeys > p.Lk || !p.mask.covers(head.b, heads, rows, {j0, j0 + kKeys});
+    const bool partial = p.bias || j0 + kKeys > p.Lk || !head.covers(rows, {j0, j0 + kKeys});
     wait_for_copies<0>();
     const bool nonfinite =
         __syncthreads_or(partial && copied_nonfinite<kDtype, kThreads, kKeys>(value_tile(stage)));
     const int64_t next = head.next_keys(rows, j0 + kKeys);
     if (next < keys.end) copy(stage ^ 1, next);
-    softmax.add_tile(query_tile, key_tile(stage), value_tile(stage), j0, nonfinite);
+    visit(query_tile, key_tile(stage), value_tile(stage), j0, nonfinite);
     j0 = next;
   }
-  softmax.store();
+}
+
+// The block's queries from i0 on.
+template <Dtype kDtype, int kColumns>
+ATTN_DEVICE void tensor_forward(const HeadScores<float>& head, int64_t i0, unsigned char* shared) {
+  using Shape = ForwardShape<kColumns>;
+  using Tile = typename Shape::Tile;
+  const AttentionCall& p = head.p;
+  const int own = static_cast<int>(threadIdx.x) / 32 * 16 * Shape::kRowTiles;
+  WarpSoftmax<kDtype, Shape, HeadScores<float>> softmax(head, i0 + own);
+  pass_keys<kDtype, Shape>(head, i0, shared,
+                           [&](Tile query, Tile key, Tile value, int64_t j0, bool nonfinite) {
+                             softmax.add_tile(query, own, key, value, j0, nonfinite);
+                           });
+  softmax.finish([&](int m, int r, int64_t i, float factor, float lse) {
+    store_row<kDtype>(p.out, p.Dv, head.b, head.h, i, r, softmax.out[m], factor);
+    if (fragment_column() == 0) store_element(p.lse.at(head.b, head.h, i), p.lse.dtype, lse);
+  });
 }
 
 template <Dtype kDtype, int kColumns>

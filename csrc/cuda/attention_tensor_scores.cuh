@@ -16,10 +16,11 @@ ATTN_DEVICE float fast_tanh(float x) {
 // What the rows of a product of a warp are; its columns are the other.
 enum class RowsAre { kQueries, kKeys };
 
-// Products of 16 * M rows with 8 * N columns of one head: the queries from i0 on and the keys from
-// j0 on. A lane has the rows 16 m + 8 r + g and the columns 8 n + 2 t + c, as element 2 r + c of
-// fragment (m, n). Its bits of one row are a word, of which bit 2 n + c belongs to column (n, c).
-template <Dtype kDtype, int M, int N, RowsAre kRows>
+// Products of 16 * M rows with 8 * N columns: the queries from i0 on, which are rows of `head`, and
+// the keys from j0 on. A lane has the rows 16 m + 8 r + g and the columns 8 n + 2 t + c, as element
+// 2 r + c of fragment (m, n). Its bits of one row are a word, of which bit 2 n + c belongs to
+// column (n, c).
+template <Dtype kDtype, int M, int N, RowsAre kRows, class Head = HeadScores<float>>
 struct WarpScores {
   static constexpr bool kQueryRows = kRows == RowsAre::kQueries;
   static constexpr int kQueries = kQueryRows ? 16 * M : 8 * N;
@@ -28,11 +29,11 @@ struct WarpScores {
   using Fragments = float[M][N][4];
   using Bits = uint32_t[M][2];
 
-  const HeadScores<float>& head;
+  const Head& head;
   const AttentionCall& p;
   int64_t i0, j0;
 
-  ATTN_DEVICE WarpScores(const HeadScores<float>& of_head, int64_t first_query, int64_t first_key)
+  ATTN_DEVICE WarpScores(const Head& of_head, int64_t first_query, int64_t first_key)
       : head(of_head), p(head.p), i0(first_query), j0(first_key) {}
 
   static ATTN_DEVICE int row(int m, int r) { return 16 * m + 8 * r + fragment_row(); }
@@ -69,15 +70,13 @@ struct WarpScores {
   // Which pairs see each other. All lanes come, and get the same answer.
   ATTN_DEVICE TileKind map_tile(Bits& seen) const {
     set_bits(seen, ~0u);
-    const Range rows{i0, min64(i0 + kQueries, p.Lq)};
+    const Range rows{i0, min64(i0 + kQueries, head.row_count())};
     if (rows.empty()) return TileKind::kSkip;
-    if (!p.bias && j0 + kKeys <= p.Lk &&
-        p.mask.covers(head.b, {head.h, head.h + 1}, rows, {j0, j0 + kKeys}))
+    if (!p.bias && j0 + kKeys <= p.Lk && head.covers(rows, {j0, j0 + kKeys}))
       return TileKind::kFull;
     const int64_t i = i0 + lane_in_warp() % kQueries;
     const uint64_t inside = bits_between(0, min64(kKeys, p.Lk - j0));
-    const uint64_t map =
-        i < p.Lq && inside != 0 ? p.mask.row_map(head.b, head.h, i, j0) & inside : 0;
+    const uint64_t map = i < head.row_count() && inside != 0 ? head.row_map(i, j0) & inside : 0;
     if (__ballot_sync(kWholeWarp, map != 0) == 0) return TileKind::kSkip;
     set_bits(seen, 0);
     distribute(map, seen);
@@ -130,6 +129,7 @@ struct WarpScores {
   }
 
   ATTN_DEVICE float alibi_distance(int m, int n, int r, int c) const {
+    if constexpr (Head::kGroup) return head.alibi_distance(query(m, n, r, c), key(m, n, r, c));
     const auto from = static_cast<float>(i0 + p.score.alibi_offset - j0);
     const int query = kQueryRows ? row(m, r) : column(n, c);
     const int key = kQueryRows ? column(n, c) : row(m, r);
@@ -175,7 +175,7 @@ struct WarpScores {
   ATTN_DEVICE void add_terms(Fragments& s, Bits& seen) const {
     if (p.alibi_slopes) {
       for_each(s, [&](float& x, int m, int n, int r, int c) {
-        x += alibi_value(head.slope, alibi_distance(m, n, r, c));
+        x += alibi_value(head.slope_of(query(m, n, r, c)), alibi_distance(m, n, r, c));
       });
     }
     if (p.bias) {
@@ -189,7 +189,7 @@ struct WarpScores {
   }
 
   ATTN_DEVICE float bias(int64_t i, int64_t j) const {
-    const char* at = p.bias.at(head.b, head.h, i, j);
+    const char* at = head.bias_at(i, j);
     return p.bias.dtype == Dtype::kFloat32 ? *reinterpret_cast<const float*>(at)
                                            : unpack<kDtype>(*reinterpret_cast<const uint16_t*>(at));
   }
@@ -201,8 +201,7 @@ struct WarpScores {
     for (int m = 0; m < M; ++m) {
       ATTN_ROLLED
       for (int n = 0; n < N; ++n) {
-        const uint32_t drawn =
-            head.dropout.keep4(head.b, head.h, i0 + row(m, own_row), (j0 + 8 * n) / 4 + pair);
+        const uint32_t drawn = head.keep4(i0 + row(m, own_row), (j0 + 8 * n) / 4 + pair);
         const uint32_t others = __shfl_xor_sync(kWholeWarp, drawn, 1);
         bits[m][0] |= ((own_row ? others : drawn) >> 2 * own_row & 3) << 2 * n;
         bits[m][1] |= ((own_row ? drawn : others) >> 2 * own_row & 3) << 2 * n;
@@ -218,8 +217,7 @@ struct WarpScores {
     for (int m = 0; m < M; ++m) {
       ATTN_ROLLED
       for (int n = 0; n < N; ++n) {
-        const uint32_t drawn =
-            head.dropout.keep4(head.b, head.h, i0 + column(n, own % 2), (j0 + row(m, own / 2)) / 4);
+        const uint32_t drawn = head.keep4(i0 + column(n, own % 2), (j0 + row(m, own / 2)) / 4);
         ATTN_UNROLL
         for (int from = 0; from < 4; ++from) {
           const uint32_t keys = __shfl_sync(kWholeWarp, drawn, lane_in_warp() - 4 * own + 4 * from);

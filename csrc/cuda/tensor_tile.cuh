@@ -33,6 +33,8 @@ struct SharedTile {
   ATTN_DEVICE unsigned char* chunk(int row, int chunk) const {
     return shared + offset_of(row, chunk);
   }
+  // The tile of the rows from a multiple of 8 on.
+  ATTN_DEVICE SharedTile from_row(int row) const { return {shared, offset + row * kRowBytes}; }
 };
 
 // A lane's chunk of a tile, and those by multiples of 16 rows and columns away from it, to which an
@@ -58,6 +60,10 @@ class LaneChunks {
 ATTN_DEVICE bool has_chunks(const Rows& rows) {
   return reinterpret_cast<uintptr_t>(rows.data) % 16 == 0 && rows.row_stride % 16 == 0 &&
          rows.column_stride == 2;
+}
+ATTN_DEVICE bool has_chunks(const GroupRows& rows) {
+  return reinterpret_cast<uintptr_t>(rows.data) % 16 == 0 && rows.row_stride % 16 == 0 &&
+         rows.head_stride % 16 == 0 && rows.column_stride == 2;
 }
 
 // The chunks of kRows rows that a thread of kThreads copies, and looks at alone until a barrier:
@@ -101,6 +107,29 @@ ATTN_DEVICE void copy_rows(SharedTile<kColumns> to, const Rows& from, int64_t fi
       chunk[e] = row < rows && e < columns ? *reinterpret_cast<const uint16_t*>(at) : uint16_t{0};
     }
     row_at += Own::kStep * from.row_stride;
+  }
+}
+
+template <int kThreads, int kRows, int kColumns>
+ATTN_DEVICE void copy_rows(SharedTile<kColumns> to, const GroupRows& from, int64_t first,
+                           bool chunks) {
+  using Own = OwnChunks<kThreads, kRows, kColumns>;
+  const int column = Own::chunk() * kChunk;
+  const auto columns = static_cast<int>(min64(max64(from.columns - column, 0), kChunk));
+  ATTN_ROLLED
+  for (int row = Own::first_row(); row < kRows; row += Own::kStep) {
+    const bool inside = first + row < from.end && columns > 0;
+    const char* at = inside ? from.at(first + row) + column * from.column_stride : from.data;
+    unsigned char* chunk = to.chunk(row, Own::chunk());
+    if (chunks) {
+      copy_async(chunk, at, inside ? columns * 2 : 0);
+      continue;
+    }
+    ATTN_ROLLED
+    for (int e = 0; e < kChunk; ++e)
+      reinterpret_cast<uint16_t*>(chunk)[e] =
+          inside && e < columns ? *reinterpret_cast<const uint16_t*>(at + e * from.column_stride)
+                                : uint16_t{0};
   }
 }
 

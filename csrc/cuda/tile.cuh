@@ -40,8 +40,8 @@ ATTN_DEVICE void set_zero(T (&values)[M][N]) {
 }
 
 // products[r][c] = sum_d a[i0 + 4 ty + r][d] * b[j0 + 4 tx + c][d]. Ends with a barrier.
-template <class T, class Memory>
-ATTN_DEVICE void row_products(T (&products)[kMicro][kMicro], const Rows& a, int64_t i0,
+template <class T, class LeftRows, class Memory>
+ATTN_DEVICE void row_products(T (&products)[kMicro][kMicro], const LeftRows& a, int64_t i0,
                               const Rows& b, int64_t j0, Memory& memory) {
   set_zero(products);
   const int depth = static_cast<int>(threadIdx.x) % kDepth;
@@ -49,7 +49,7 @@ ATTN_DEVICE void row_products(T (&products)[kMicro][kMicro], const Rows& a, int6
   for (int64_t d0 = 0; d0 < a.columns; d0 += kDepth) {
     ATTN_UNROLL
     for (int row = first; row < kTile; row += kThreads / kDepth) {
-      memory.left[depth * kPitch + row] = a.load<T>(i0 + row, d0 + depth);
+      memory.left[depth * kPitch + row] = a.template load<T>(i0 + row, d0 + depth);
       memory.right[depth * kPitch + row] = b.load<T>(j0 + row, d0 + depth);
     }
     __syncthreads();

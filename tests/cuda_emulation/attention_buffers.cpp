@@ -81,6 +81,8 @@ void cuda_emulation::declare_buffers(const attn::cuda::AttentionCall& p) {
   const int64_t* size = p.bias_size;
   buffers.add("dbias_partial", p.dbias_partial,
               p.plan.bias_slots * size[0] * size[1] * size[2] * size[3] * element, true);
+  buffers.add("split_out", p.split_out, p.splits.count * rows * p.Dv * element, true);
+  buffers.add("split_lse", p.split_lse, p.splits.count * rows * element, true);
   set_buffers(std::move(buffers.list));
 }
 

@@ -109,8 +109,8 @@ MUTATIONS = [
     wrong(
         "distances from the top",
         SCORES,
-        "i + p.score.alibi_offset - j",
-        "i - j",
+        "query_of(row) + p.score.alibi_offset - j",
+        "query_of(row) - j",
         "test_terms and float32 and alibi",
     ),
     wrong(
@@ -137,8 +137,8 @@ MUTATIONS = [
     wrong(
         "the band ends a key late",
         SCORES,
-        "p.mask.row_map(b, h, i, j0)",
-        "p.mask.row_map(b, h, i + 1, j0)",
+        "head_of(row), query_of(row), j0)",
+        "head_of(row), query_of(row) + 1, j0)",
         MASKS,
     ),
     wrong("masked NaN reaches the sum", TILE, "if (maps && !seen) continue;", "", "test_masked_nan"),

@@ -42,7 +42,7 @@ MUTATIONS = [
         "misaligned",
         "tensor and test_head_dims and float16 and 65",
     ),
-    fault("output beyond the end", FORWARD, "if (i >= p.Lq) continue;", "", "global bounds"),
+    fault("output beyond the end", FORWARD, "if (row >= head.row_count()) continue;", "", "global bounds"),
     fault(
         "two blocks on the same rows",
         FORWARD,
@@ -81,8 +81,8 @@ MUTATIONS = [
     wrong(
         "the band ends a key late",
         SCORES,
-        "row_map(head.b, head.h, i, j0)",
-        "row_map(head.b, head.h, i + 1, j0)",
+        "head.row_map(i, j0)",
+        "head.row_map(i + 1, j0)",
         MASKS,
     ),
     wrong("a neighbour's draw", SCORES, "(j0 + 8 * n) / 4 + pair", "(j0 + 8 * n) / 4", terms("dropout")),
