@@ -26,7 +26,15 @@ FOLDER = Path(
     os.environ.get("ATTENTION_EXT_EMULATION_FOLDER", Path(__file__).parents[2] / "build/cuda_emulation")
 )
 PATH = FOLDER / MODE / "liboperators.so"
-OPERATORS = ("_attention_forward", "_attention_backward", "_pack_mask_bits", "_dropout_keep")
+OPERATORS = (
+    "_attention_forward",
+    "_attention_backward",
+    "_pack_mask_bits",
+    "_dropout_keep",
+    "_linear_attention_forward",
+    "_linear_attention_backward",
+    "_linear_attention_step",
+)
 
 
 class Kernels:
@@ -63,6 +71,9 @@ class Kernels:
             mock.patch.object(library, "backward", self.operator("_attention_backward")),
             mock.patch.object(library, "pack_mask_bits", self.operator("_pack_mask_bits")),
             mock.patch.object(library, "dropout_keep", self.operator("_dropout_keep")),
+            mock.patch.object(library, "linear_forward", self.operator("_linear_attention_forward")),
+            mock.patch.object(library, "linear_backward", self.operator("_linear_attention_backward")),
+            mock.patch.object(library, "linear_step", self.operator("_linear_attention_step")),
         ):
             yield
 

@@ -4,6 +4,8 @@
 
 #include "bindings/attention_cuda.h"
 #include "bindings/device_tensor_cuda.h"
+#include "bindings/linear_cuda.h"
+#include "bindings/linear_operators.h"
 
 attn::DeviceScope::DeviceScope(const Tensor&) {}
 
@@ -12,6 +14,10 @@ STABLE_TORCH_LIBRARY_IMPL(attention_ext_emulation, CPU, m) {
   m.impl("_attention_backward", TORCH_BOX(&attn::cuda::attention_backward));
   m.impl("_pack_mask_bits", TORCH_BOX(&attn::cuda::pack_mask_bits));
   m.impl("_dropout_keep", TORCH_BOX(&attn::cuda::dropout_keep));
+  using LinearAttention = attn::LinearAttentionOperators<attn::LinearOnCuda>;
+  m.impl("_linear_attention_forward", TORCH_BOX(&LinearAttention::forward));
+  m.impl("_linear_attention_step", TORCH_BOX(&LinearAttention::step));
+  m.impl("_linear_attention_backward", TORCH_BOX(&LinearAttention::backward));
 }
 
 #define ATTN_EXPORT extern "C" __attribute__((visibility("default")))
