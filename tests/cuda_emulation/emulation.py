@@ -18,7 +18,7 @@ from unittest import mock
 import torch
 
 import attention_ext as ax
-from attention_ext._ops import library
+from attention_ext._ops import library, linear_attention
 
 NAMESPACE = "attention_ext_emulation"
 MODE = os.environ.get("ATTENTION_EXT_EMULATION", "plain")
@@ -71,8 +71,10 @@ class Kernels:
             mock.patch.object(library, "backward", self.operator("_attention_backward")),
             mock.patch.object(library, "pack_mask_bits", self.operator("_pack_mask_bits")),
             mock.patch.object(library, "dropout_keep", self.operator("_dropout_keep")),
-            mock.patch.object(library, "linear_forward", self.operator("_linear_attention_forward")),
-            mock.patch.object(library, "linear_backward", self.operator("_linear_attention_backward")),
+            mock.patch.object(linear_attention.operator, "forward", self.operator("_linear_attention_forward")),
+            mock.patch.object(
+                linear_attention.operator, "backward", self.operator("_linear_attention_backward")
+            ),
             mock.patch.object(library, "linear_step", self.operator("_linear_attention_step")),
         ):
             yield
