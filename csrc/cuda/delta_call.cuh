@@ -57,7 +57,7 @@ struct DeltaChunk {
   int64_t b = 0, first = 0, slot = 0;
   int rows = 0, live = 0;
 
-  ATTN_DEVICE DeltaChunk() = default;
+  DeltaChunk() = default;
   ATTN_DEVICE DeltaChunk(const DeltaCall& p, const DeltaSequence& sequence, int64_t chunk)
       : b(sequence.b),
         first(sequence.begin + chunk * p.chunk),
