@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "bindings/device_tensor_cuda.h"
+#include "cuda/delta.h"
 #include "cuda/linear.h"
 
 namespace attn::cuda {
@@ -28,6 +29,11 @@ class Call {
   Tensor make(const std::vector<int64_t>& sizes) const { return empty_on(a_.query, sizes, type_); }
   void* workspace(const std::vector<int64_t>& sizes) {
     tensors_.push_back(make(sizes));
+    return tensors_.back().data_ptr();
+  }
+  // Of the delta rule, whose pieces are its own affair.
+  void* workspace_bytes(size_t bytes) {
+    tensors_.push_back(empty_on(a_.query, {static_cast<int64_t>(bytes)}, ScalarType::Byte));
     return tensors_.back().data_ptr();
   }
   View workspace_view(const std::vector<int64_t>& sizes) {
@@ -84,10 +90,12 @@ class Backward {
       : a_(a), call_(op, a), p_(call_.p) {
     check_no_derivative(op, {&g.grad_out, pointer(g.grad_state), pointer(g.grad_normalizer)});
     fill_results(g);
-    call_.map_inputs();
-    call_.keep_states();
-    call_.keep_grad_states();
-    keep_rows();
+    if (!p_.beta) {
+      call_.map_inputs();
+      call_.keep_states();
+      call_.keep_grad_states();
+      keep_rows();
+    }
     p_.dquery = gradient(needs[kQuery], a.query, p_.H, p_.query);
     p_.dkey = gradient(needs[kKey], a.key, p_.Hs, p_.key);
     p_.dvalue = gradient(needs[kValue], a.value, p_.Hs, View());
@@ -116,7 +124,10 @@ class Backward {
 
   template <class T>
   void launch(Stream stream) {
-    cuda::linear_backward<T>(p_, stream);
+    if (p_.beta)
+      delta_backward(p_, call_.workspace_bytes(delta_backward_workspace_bytes(p_)), stream);
+    else
+      cuda::linear_backward<T>(p_, stream);
     for (const LinearRowsCall& sum : row_sums_) linear_sum_rows<T>(sum, stream);
     for (const LinearRowsCall& sum : token_sums_) linear_sum_tokens<T>(sum, stream);
   }
@@ -188,12 +199,13 @@ class Backward {
         needed ? std::vector<int64_t>(sizes.begin(), sizes.end()) : std::vector<int64_t>{0},
         like.scalar_type()));
     if (!needed) return;
+    p_.ddecay = view_of(gradients_.back());
+    if (p_.beta) return;
     const int64_t terms = p_.channel_decay() ? p_.D : p_.blocks_of(p_.D);
     p_.query_terms = call_.workspace({p_.B, p_.H, p_.Lk, terms});
     p_.key_terms = call_.workspace({p_.B, p_.Hs, p_.Lk, terms});
     p_.decay_dots = call_.workspace(
         {p_.chunks_of(p_.Lk), p_.Hs, std::max<int64_t>(p_.blocks_of(p_.Dv), 1), p_.D});
-    p_.ddecay = view_of(gradients_.back());
     // Sums of grad_out * out over many tokens cancel: a rounded out would leave noise.
     if (p_.normalize && a_.query.scalar_type() != call_.type())
       p_.exact_out = call_.workspace_view({p_.B, p_.H, p_.Lq, p_.Dv});
@@ -224,6 +236,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_forward(const char* op,
   p.out = view_of(out);
   p.state = view_of(state);
   if (p.normalize) p.denominator = view_of(denominator), p.state_z = row_view(normalizer);
+  if (p.beta) {
+    delta_forward(p, call.workspace_bytes(delta_workspace_bytes(p)), device.stream());
+    return {out, denominator, state, normalizer};
+  }
   call.map_inputs();
   call.keep_states();
   (call.is_double() ? linear_forward<double> : linear_forward<float>)(p, device.stream());
@@ -240,6 +256,10 @@ Tensor linear_step(const char* op, const LinearArguments& a) {
   const DeviceScope device(a.query);
   Tensor out = empty_heads({p.B, p.H, p.Lq, p.Dv}, a.query);
   p.out = view_of(out);
+  if (p.beta) {
+    delta_step(p, device.stream());
+    return out;
+  }
   call.map_inputs();
   p.row_factor = call.workspace({p.B, p.H, p.Lq});
   (call.is_double() ? linear_step<double> : linear_step<float>)(p, device.stream());

@@ -12,7 +12,7 @@ using Stream = void*;  // cudaStream_t
 
 // All pointers of the parameters are the device's; parts, checkpoints and padded widths are not
 // used. Gradients are those of LinearGradParams: of every head of out, and of every state head.
-// The workspace, at a multiple of 256 bytes, is a call's own until its kernels have run.
+// The workspace, at a multiple of 16 bytes, is a call's own until its kernels have run.
 size_t delta_workspace_bytes(const LinearParams& params);
 size_t delta_backward_workspace_bytes(const LinearGradParams& params);
 

@@ -9,7 +9,7 @@ namespace attn::cuda {
 
 // A block owns a chunk of a state head, and one tile of its columns of values.
 template <class Kind>
-__global__ void __launch_bounds__(Kind::Arithmetic::kThreads)
+__global__ void __launch_bounds__(Kind::Arithmetic::kThreads, 1)
     delta_read_grads_kernel(const __grid_constant__ DeltaCall p) {
   if constexpr (!Kind::Arithmetic::kTensor || kTensorCores) {
     using Block = DeltaBlock<Kind>;
@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(Kind::Arithmetic::kThreads)
           [&](int64_t t, int64_t c) { return scaled(grads, t, c); });
     }
     const auto to = block.tokens(p.corrected_grads, p.Dv);
-    corrected.for_each([&](int s, int c, T x) {
+    block.products.for_each(corrected, [&](int s, int c, T x) {
       if (to.has(s, column + c)) to.at(s, column + c) = x;
     });
 
@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(Kind::Arithmetic::kThreads)
             },
             [&](int64_t t, int64_t c) { return scaled(grads, t, c); });
       }
-      sum.for_each([&](int d, int c, T x) {
+      block.products.for_each(sum, [&](int d, int c, T x) {
         if (read.has(d0 + d, column + c)) read.at(d0 + d, column + c) = x;
       });
     }
@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(Kind::Arithmetic::kThreads)
 
 // A block owns the columns of values and states of one tile, of one sequence of a state head.
 template <class Kind>
-__global__ void __launch_bounds__(Kind::Arithmetic::kThreads)
+__global__ void __launch_bounds__(Kind::Arithmetic::kThreads, 1)
     delta_state_grads_kernel(const __grid_constant__ DeltaCall p) {
   if constexpr (!Kind::Arithmetic::kTensor || kTensorCores) {
     using Block = DeltaBlock<Kind>;
@@ -97,30 +97,27 @@ __global__ void __launch_bounds__(Kind::Arithmetic::kThreads)
       block.products.template add<false, false>(
           sum, p.D, [&](int64_t t, int64_t d) { return block.tail(t, d) * block.key(t, d); },
           [&](int64_t d, int64_t c) { return after(d, column + c); });
-      sum.for_each([&](int s, int c, T x) {
+      block.products.for_each(sum, [&](int s, int c, T x) {
         if (corrected.has(s, column + c)) corrected.at(s, column + c) += x;
       });
-      __syncthreads();
       sum.clear();
       block.products.template add_lower<true>(sum, chunk.live, solution, [&](int64_t t, int64_t c) {
         return block.memory.betas[t] * corrected(t, column + c);
       });
-      sum.for_each([&](int s, int c, T x) {
+      block.products.for_each(sum, [&](int s, int c, T x) {
         if (values.has(s, column + c)) values.at(s, column + c) = x;
       });
-      __syncthreads();
       for (int64_t d0 = 0; d0 < p.D; d0 += Block::kEdge) {
         sum.clear();
         block.products.template add<true, false>(
             sum, chunk.live,
             [&](int64_t t, int64_t d) { return block.head(t, d0 + d) * block.key(t, d0 + d); },
             [&](int64_t t, int64_t c) { return values(t, column + c); });
-        sum.for_each([&](int d, int c, T x) {
+        block.products.for_each(sum, [&](int d, int c, T x) {
           if (before.has(d0 + d, column + c))
             before.at(d0 + d, column + c) += block.total(d0 + d) * after.at(d0 + d, column + c) - x;
         });
       }
-      __syncthreads();
     }
     __syncthreads();
     if (!p.dinitial) return;

@@ -140,9 +140,10 @@ class DeltaBlock {
     };
     sum.clear();
     if (p.channel_decay()) {
-      sum.for_each([&](int t, int s, T& x) {
-        if (!seen(t, s)) return;
-        for (int64_t d = 0; d < p.D; ++d) x += left(t, d) * key(s, d) * between(t, s, d);
+      products.transform(sum, [&](int t, int s, T x) {
+        for (int64_t d = 0; seen(t, s) && d < p.D; ++d)
+          x += left(t, d) * key(s, d) * between(t, s, d);
+        return x;
       });
       return;
     }

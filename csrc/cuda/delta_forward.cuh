@@ -7,7 +7,7 @@ namespace attn::cuda {
 
 // A block owns the columns of values and states of one tile, of one sequence of a state head.
 template <class Kind>
-__global__ void __launch_bounds__(Kind::Arithmetic::kThreads)
+__global__ void __launch_bounds__(Kind::Arithmetic::kThreads, 1)
     delta_states_kernel(const __grid_constant__ DeltaCall p) {
   if constexpr (!Kind::Arithmetic::kTensor || kTensorCores) {
     using Block = DeltaBlock<Kind>;
@@ -37,29 +37,26 @@ __global__ void __launch_bounds__(Kind::Arithmetic::kThreads)
       block.products.template add<false, false>(
           sum, p.D, [&](int64_t t, int64_t d) { return block.head(t, d) * block.key(t, d); },
           [&](int64_t d, int64_t c) { return state(d, column + c); });
-      sum.for_each([&](int t, int c, T x) {
+      block.products.for_each(sum, [&](int t, int c, T x) {
         if (errors.has(t, column + c)) errors.at(t, column + c) = block.value(t, column + c) - x;
       });
-      __syncthreads();
       sum.clear();
       block.products.template add_lower<false>(
           sum, chunk.live, solution, [&](int64_t t, int64_t c) { return errors(t, column + c); });
-      sum.for_each([&](int t, int c, T x) {
+      block.products.for_each(sum, [&](int t, int c, T x) {
         if (errors.has(t, column + c)) errors.at(t, column + c) = x;
       });
-      __syncthreads();
       for (int64_t d0 = 0; d0 < p.D; d0 += Block::kEdge) {
         sum.clear();
         block.products.template add<true, false>(
             sum, chunk.live,
             [&](int64_t t, int64_t d) { return block.tail(t, d0 + d) * block.key(t, d0 + d); },
             [&](int64_t t, int64_t c) { return block.memory.betas[t] * errors(t, column + c); });
-        sum.for_each([&](int d, int c, T x) {
+        block.products.for_each(sum, [&](int d, int c, T x) {
           if (next.has(d0 + d, column + c))
             next.at(d0 + d, column + c) = block.total(d0 + d) * state.at(d0 + d, column + c) + x;
         });
       }
-      __syncthreads();
     }
     __syncthreads();
     if (!p.state) return;
@@ -72,7 +69,7 @@ __global__ void __launch_bounds__(Kind::Arithmetic::kThreads)
 
 // A block owns a chunk of a head of out, and one tile of its columns.
 template <class Kind>
-__global__ void __launch_bounds__(Kind::Arithmetic::kThreads)
+__global__ void __launch_bounds__(Kind::Arithmetic::kThreads, 1)
     delta_out_kernel(const __grid_constant__ DeltaCall p) {
   if constexpr (!Kind::Arithmetic::kTensor || kTensorCores) {
     using Block = DeltaBlock<Kind>;
@@ -101,7 +98,7 @@ __global__ void __launch_bounds__(Kind::Arithmetic::kThreads)
     block.products.template add_lower<false>(
         sum, chunk.live, [&](int64_t t, int64_t s) { return block.weight(t, s); },
         [&](int64_t s, int64_t c) { return block.memory.betas[s] * errors(s, column + c); });
-    sum.for_each([&](int t, int c, T x) {
+    block.products.for_each(sum, [&](int t, int c, T x) {
       if (t < chunk.live && column + c < p.Dv)
         store_element(p.out.at(chunk.b, h, chunk.first + t, column + c), p.out.dtype,
                       static_cast<T>(p.scale) * x);

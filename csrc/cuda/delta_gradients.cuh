@@ -50,10 +50,12 @@ class DeltaGradients {
     block_.products.template add<false, true>(
         keys_, p.Dv, [&](int64_t s, int64_t c) { return corrected(s, c); },
         [&](int64_t d, int64_t c) { return after(column_ + d, c); });
-    keys_.for_each([&](int s, int d, T& x) { x *= block_.tail(s, column_ + d); });
+    if (p.decay)
+      block_.products.transform(keys_,
+                                [&](int s, int d, T x) { return x * block_.tail(s, column_ + d); });
     diagonal_.clear();
-    for (int64_t g = 0; g < p.group(); ++g) visit(DeltaReader<Kind>(block_, g), g == 0);
-    visit(DeltaReader<Kind>(block_, p.group()), false);
+    ATTN_ROLLED
+    for (int64_t g = 0; g <= p.group(); ++g) visit(DeltaReader<Kind>(block_, g), g == 0);
     store_key_grads();
   }
 
@@ -112,7 +114,9 @@ class DeltaGradients {
     block_.products.template add<false, true>(
         sum_, p.Dv, [&](int64_t t, int64_t c) { return reader.grad(t, c); },
         [&](int64_t d, int64_t c) { return state(column_ + d, c); });
-    sum_.for_each([&](int t, int d, T& x) { x *= block_.head(t, column_ + d); });
+    if (p.decay)
+      block_.products.transform(sum_,
+                                [&](int t, int d, T x) { return x * block_.head(t, column_ + d); });
     const auto weight = [&](int64_t t, int64_t s) { return block_.weight(t, s); };
     if (!p.channel_decay()) {
       block_.products.template add_lower<false>(
@@ -120,9 +124,10 @@ class DeltaGradients {
           [&](int64_t s, int64_t d) { return block_.key(s, column_ + d); });
       return;
     }
-    sum_.for_each([&](int t, int d, T& x) {
+    block_.products.transform(sum_, [&](int t, int d, T x) {
       for (int s = 0; inside(t, d) && s < t; ++s)
         x += weight(t, s) * block_.key(s, column_ + d) * block_.between(t, s, column_ + d);
+      return x;
     });
   }
 
@@ -133,13 +138,15 @@ class DeltaGradients {
           keys_, block_.chunk.live, weight,
           [&](int64_t t, int64_t d) { return reader.query(t, column_ + d); });
     } else {
-      keys_.for_each([&](int s, int d, T& x) {
+      block_.products.transform(keys_, [&](int s, int d, T x) {
         for (int t = s + 1; inside(s, d) && t < block_.chunk.live; ++t)
           x += weight(t, s) * reader.query(t, column_ + d) * block_.between(t, s, column_ + d);
+        return x;
       });
     }
-    diagonal_.for_each(
-        [&](int t, int d, T& x) { x += block_.memory.diagonal[t] * reader.query(t, column_ + d); });
+    block_.products.transform(diagonal_, [&](int t, int d, T x) {
+      return x + block_.memory.diagonal[t] * reader.query(t, column_ + d);
+    });
   }
 
   ATTN_DEVICE void visit(const Reader& reader, bool first) {
@@ -147,7 +154,7 @@ class DeltaGradients {
     make_query_grads(reader);
     add_key_grads(reader);
     const auto terms = block_.tokens(p.decay_terms, p.D);
-    sum_.for_each([&](int t, int d, T x) {
+    block_.products.for_each(sum_, [&](int t, int d, T x) {
       if (!inside(t, d)) return;
       const int64_t column = column_ + d;
       if (p.ddecay)
@@ -155,24 +162,23 @@ class DeltaGradients {
       if (!reader.is_key && p.dquery)
         store(p.dquery, reader.h, t, column, x + block_.memory.diagonal[t] * block_.key(t, column));
     });
-    __syncthreads();
   }
 
   ATTN_DEVICE void store_key_grads() {
     const auto terms = block_.tokens(p.decay_terms, p.D);
-    keys_.for_each([&](int t, int d, T x) {
+    block_.products.for_each(keys_, [&](int t, int d, T x) {
       if (p.ddecay && inside(t, d)) terms.at(t, column_ + d) -= block_.key(t, column_ + d) * x;
     });
     keys_.add(sum_, 1);
     keys_.add(diagonal_, 1);
-    keys_.for_each([&](int t, int d, T x) {
+    block_.products.for_each(keys_, [&](int t, int d, T x) {
       if (p.dkey && inside(t, d)) store(p.dkey, block_.state_head, t, column_ + d, x);
     });
   }
 };
 
 template <class Kind>
-__global__ void __launch_bounds__(Kind::Arithmetic::kThreads)
+__global__ void __launch_bounds__(Kind::Arithmetic::kThreads, 1)
     delta_gradients_kernel(const __grid_constant__ DeltaCall p) {
   if constexpr (!Kind::Arithmetic::kTensor || kTensorCores) {
     using Block = DeltaBlock<Kind>;
@@ -187,7 +193,7 @@ __global__ void __launch_bounds__(Kind::Arithmetic::kThreads)
 // dbeta_s = dU_s . e_s - sum_{t>s} w_ts (k_t . k_s) (beta_t r_t . e_s); a block owns a chunk of a
 // state head.
 template <class Kind>
-__global__ void __launch_bounds__(Kind::Arithmetic::kThreads)
+__global__ void __launch_bounds__(Kind::Arithmetic::kThreads, 1)
     delta_beta_kernel(const __grid_constant__ DeltaCall p) {
   if constexpr (!Kind::Arithmetic::kTensor || kTensorCores) {
     using Block = DeltaBlock<Kind>;

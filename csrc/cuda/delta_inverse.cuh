@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(kThreads)
 // A block owns a chunk of a state head. Each column of the inverse is solved for by neighbouring
 // lanes, row after row.
 template <class Kind>
-__global__ void __launch_bounds__(Kind::Arithmetic::kThreads)
+__global__ void __launch_bounds__(Kind::Arithmetic::kThreads, 1)
     delta_inverse_kernel(const __grid_constant__ DeltaCall p) {
   if constexpr (!Kind::Arithmetic::kTensor || kTensorCores) {
     using Block = DeltaBlock<Kind>;
@@ -45,11 +45,10 @@ __global__ void __launch_bounds__(Kind::Arithmetic::kThreads)
     typename Block::Sum overlaps;
     block.weigh_keys(overlaps, [&](int64_t t, int64_t d) { return block.key(t, d); }, false);
     const auto stored = block.pairs(p.overlaps);
-    overlaps.for_each([&](int t, int s, T x) {
+    block.products.for_each(overlaps, [&](int t, int s, T x) {
       if (p.overlaps && t < chunk.live) stored.at(t, s) = x;
       block.weight(t, s) = x * block.memory.betas[s];
     });
-    __syncthreads();
 
     const int column = static_cast<int>(threadIdx.x) / kLanes;
     const int lane = static_cast<int>(threadIdx.x) % kLanes;

@@ -33,6 +33,8 @@ class Operand {
   using Arithmetic = typename Kind::Arithmetic;
   using T = typename Arithmetic::Sum;
   static constexpr int kEdge = Arithmetic::kEdge, kThreads = Arithmetic::kThreads;
+  static constexpr int kWidth = Arithmetic::kTensor ? 2 : 1;  // elements side by side of a thread
+  static constexpr int kCount = kEdge * kEdge / kThreads / kWidth, kAtOnce = 4;
 
  public:
   static constexpr size_t kBytes = Kind::kTerms * ChunkTile<Arithmetic>::bytes();
@@ -47,24 +49,21 @@ class Operand {
   template <class F>
   ATTN_DEVICE bool fill(F f) const {
     bool finite = true;
-    if constexpr (Arithmetic::kTensor) {
+    ATTN_ROLLED
+    for (int first = 0; first < kCount; first += kAtOnce) {
       ATTN_UNROLL
-      for (int n = 0; n < kEdge * kEdge / 2 / kThreads; ++n) {
-        const int e = static_cast<int>(threadIdx.x) + n * kThreads;
-        const int row = e / (kEdge / 2), column = e % (kEdge / 2) * 2;
-        const T x = f(row, column), y = f(row, column + 1);
-        const uint32_t high = pack<Dtype::kBFloat16>(x, y);
-        tile(0).set_pair(row, column, x, y);
-        tile(1).set_pair(row, column, rest(x, high), rest(y, high >> 16));
-        finite = finite && is_finite(x) && is_finite(y);
-      }
-    } else {
-      ATTN_UNROLL
-      for (int n = 0; n < kEdge * kEdge / kThreads; ++n) {
-        const int e = static_cast<int>(threadIdx.x) + n * kThreads;
-        const T x = f(e / kEdge, e % kEdge);
-        tile(0).set(e / kEdge, e % kEdge, x);
+      for (int n = 0; n < kAtOnce; ++n) {
+        const int e = (static_cast<int>(threadIdx.x) + (first + n) * kThreads) * kWidth;
+        const int row = e / kEdge, column = e % kEdge;
+        const T x = f(row, column);
         finite = finite && is_finite(x);
+        if constexpr (Arithmetic::kTensor) {
+          const T y = f(row, column + 1);
+          finite = finite && is_finite(y);
+          set_pair(row, column, x, y);
+        } else {
+          tile(0).set(row, column, x);
+        }
       }
     }
     return finite;
@@ -73,6 +72,11 @@ class Operand {
  private:
   unsigned char* shared_;
 
+  ATTN_DEVICE void set_pair(int row, int column, T x, T y) const {
+    const uint32_t high = pack<Dtype::kBFloat16>(x, y);
+    tile(0).set_pair(row, column, x, y);
+    tile(1).set_pair(row, column, rest(x, high), rest(y, high >> 16));
+  }
   static ATTN_DEVICE T rest(T x, uint32_t high) {
     const T difference = x - unpack<Dtype::kBFloat16>(high);
     return is_finite(difference) ? difference : T(0);
@@ -100,7 +104,7 @@ class DeltaProducts {
   static constexpr size_t kBytes = 2 * Operand<Kind>::kBytes;
 
   ATTN_DEVICE explicit DeltaProducts(unsigned char* shared)
-      : a_(shared), b_(shared + Operand<Kind>::kBytes) {}
+      : a_(shared), b_(shared + Operand<Kind>::kBytes), scratch_(reinterpret_cast<T*>(shared)) {}
 
   // sum += a' b', where a' is a or transposed, so is b', and the product sums over `depth`. What a
   // and b read has to be there for all threads. Ends with a barrier.
@@ -125,17 +129,51 @@ class DeltaProducts {
   ATTN_DEVICE void add_lower(Sum& sum, int n, A a, B b) const {
     fill<kTransposeA>(a_, 0, n, a);
     const bool finite = fill<true>(b_, 0, n, b);
-    if (__syncthreads_or(!finite))
-      for_terms(a_, b_, [&](auto x, auto y) { add_triangle<kTransposeA>(sum, x, y); });
-    else
-      for_terms(a_, b_, [&](auto x, auto y) {
-        add_product<kTransposeA, false>(sum, x, y, Depth{(n + 15) / 16 * 16});
+    if (__syncthreads_or(!finite)) {
+      transform(sum, [&](int row, int column, T x) {
+        for (int k = kTransposeA ? row : 0; k < (kTransposeA ? n : row + 1); ++k)
+          x += (kTransposeA ? a(k, row) : a(row, k)) * b(k, column);
+        return x;
       });
+      return;
+    }
+    for_terms(a_, b_, [&](auto x, auto y) {
+      add_product<kTransposeA, false>(sum, x, y, Depth{(n + 15) / 16 * 16});
+    });
+    __syncthreads();
+  }
+
+  // Two ways through the memory of the operands, which nobody may be reading, with neighbouring
+  // columns in neighbouring threads. Both end with a barrier. x <- f(row, column, x):
+  template <class F>
+  ATTN_DEVICE void transform(Sum& sum, F f) const {
+    for_each(sum, [&](int row, int column, T& x) { x = f(row, column, x); });
+    sum.for_each([&](int row, int column, T& x) { x = scratch(row, column); });
+    __syncthreads();
+  }
+  // f(row, column, x):
+  template <class F>
+  ATTN_DEVICE void for_each(Sum& sum, F f) const {
+    sum.for_each([&](int row, int column, T x) { scratch(row, column) = x; });
+    __syncthreads();
+    for_elements([&](int row, int column) { f(row, column, scratch(row, column)); });
     __syncthreads();
   }
 
  private:
   Operand<Kind> a_, b_;
+  T* scratch_;
+
+  ATTN_DEVICE T& scratch(int row, int column) const {
+    static_assert(kEdge * (kEdge + 1) * sizeof(T) <= kBytes);
+    return scratch_[row * (kEdge + 1) + column];
+  }
+  template <class F>
+  static ATTN_DEVICE void for_elements(F f) {
+    ATTN_ROLLED
+    for (int e = static_cast<int>(threadIdx.x); e < kEdge * kEdge; e += Arithmetic::kThreads)
+      f(e / kEdge, e % kEdge);
+  }
 
   // A square of f from k on along its rows or columns, 0 behind `depth`.
   template <bool kAlongRows, class F>

@@ -18,7 +18,7 @@ from unittest import mock
 import torch
 
 import attention_ext as ax
-from attention_ext._ops import library, linear_attention
+from attention_ext._ops import delta_rule, library, linear_attention
 
 NAMESPACE = "attention_ext_emulation"
 MODE = os.environ.get("ATTENTION_EXT_EMULATION", "plain")
@@ -34,6 +34,9 @@ OPERATORS = (
     "_linear_attention_forward",
     "_linear_attention_backward",
     "_linear_attention_step",
+    "_delta_rule_forward",
+    "_delta_rule_backward",
+    "_delta_rule_step",
 )
 
 
@@ -76,6 +79,9 @@ class Kernels:
                 linear_attention.operator, "backward", self.operator("_linear_attention_backward")
             ),
             mock.patch.object(library, "linear_step", self.operator("_linear_attention_step")),
+            mock.patch.object(delta_rule.operator, "forward", self.operator("_delta_rule_forward")),
+            mock.patch.object(delta_rule.operator, "backward", self.operator("_delta_rule_backward")),
+            mock.patch.object(library, "delta_step", self.operator("_delta_rule_step")),
         ):
             yield
 
