@@ -90,7 +90,7 @@ class Backward {
       : a_(a), call_(op, a), p_(call_.p) {
     check_no_derivative(op, {&g.grad_out, pointer(g.grad_state), pointer(g.grad_normalizer)});
     fill_results(g);
-    if (!p_.beta) {
+    if (!a.beta) {
       call_.map_inputs();
       call_.keep_states();
       call_.keep_grad_states();
@@ -124,7 +124,7 @@ class Backward {
 
   template <class T>
   void launch(Stream stream) {
-    if (p_.beta)
+    if (a_.beta)
       delta_backward(p_, call_.workspace_bytes(delta_backward_workspace_bytes(p_)), stream);
     else
       cuda::linear_backward<T>(p_, stream);
@@ -200,7 +200,7 @@ class Backward {
         like.scalar_type()));
     if (!needed) return;
     p_.ddecay = view_of(gradients_.back());
-    if (p_.beta) return;
+    if (a_.beta) return;
     const int64_t terms = p_.channel_decay() ? p_.D : p_.blocks_of(p_.D);
     p_.query_terms = call_.workspace({p_.B, p_.H, p_.Lk, terms});
     p_.key_terms = call_.workspace({p_.B, p_.Hs, p_.Lk, terms});
@@ -236,7 +236,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_forward(const char* op,
   p.out = view_of(out);
   p.state = view_of(state);
   if (p.normalize) p.denominator = view_of(denominator), p.state_z = row_view(normalizer);
-  if (p.beta) {
+  if (a.beta) {
     delta_forward(p, call.workspace_bytes(delta_workspace_bytes(p)), device.stream());
     return {out, denominator, state, normalizer};
   }
@@ -256,7 +256,7 @@ Tensor linear_step(const char* op, const LinearArguments& a) {
   const DeviceScope device(a.query);
   Tensor out = empty_heads({p.B, p.H, p.Lq, p.Dv}, a.query);
   p.out = view_of(out);
-  if (p.beta) {
+  if (a.beta) {
     delta_step(p, device.stream());
     return out;
   }
