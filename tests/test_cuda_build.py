@@ -13,6 +13,7 @@ import attention_ext as ax
 
 ROOT = Path(__file__).resolve().parents[1]
 OPERATORS = ("attention", "_attention_forward", "_attention_backward", "_pack_mask_bits", "_dropout_keep")
+OPERATORS += ("delta_rule", "_delta_rule_forward", "_delta_rule_step", "_delta_rule_backward")
 
 needs_nvcc = pytest.mark.skipif(
     CUDA_HOME is None or torch.version.cuda is None, reason="no nvcc, or a torch without CUDA"

@@ -11,11 +11,12 @@ void fill_shapes(const LinearArguments& a, LinearParams& p) {
   const char* names[3] = {"query", "key", "value"};
   const Tensor* inputs[3] = {&a.query, &a.key, &a.value};
   for (int i = 0; i < 3; ++i)
-    check(inputs[i]->is_cpu() && inputs[i]->dim() == 4 && is_floating(inputs[i]->scalar_type()) &&
+    check(on_same_device(*inputs[i], a.query) && inputs[i]->dim() == 4 &&
+              is_floating(inputs[i]->scalar_type()) &&
               inputs[i]->scalar_type() == a.query.scalar_type(),
           names[i],
-          ": expected a 4-D CPU tensor of one of float32, float64, bfloat16, float16, the same as "
-          "query's, got ",
+          ": expected a 4-D tensor of one of float32, float64, bfloat16, float16, of query's dtype "
+          "and on its device, got ",
           describe(*inputs[i]));
   const Sizes q = sizes_of(a.query), k = sizes_of(a.key), v = sizes_of(a.value);
   p.B = q[0], p.Hq = q[1], p.Lq = q[2], p.D = q[3];
@@ -39,22 +40,23 @@ void fill_shapes(const LinearArguments& a, LinearParams& p) {
       p.Hq, ", ", p.Hk, ", ", p.Hv);
 }
 
-const int64_t* checked_integers(const char* name, const OptionalTensor& t) {
+const int64_t* checked_integers(const char* name, const OptionalTensor& t, const Tensor& beside) {
   if (!t) return nullptr;
-  check(t->is_cpu() && t->scalar_type() == ScalarType::Long && t->dim() == 1 && t->is_contiguous(),
-        name, ": expected contiguous int64 of one dimension on the CPU, got ", describe(*t));
+  check(on_same_device(*t, beside) && t->scalar_type() == ScalarType::Long && t->dim() == 1 &&
+            t->is_contiguous(),
+        name, ": expected contiguous int64 of one dimension on query's device, got ", describe(*t));
   return static_cast<const int64_t*>(t->data_ptr());
 }
 
-void fill_sequences(const LinearArguments& a, LinearParams& p) {
+void fill_sequences(const LinearArguments& a, LinearParams& p, Values values) {
   p.sequences = p.B;
-  p.key_lengths = checked_integers("key_lengths", a.key_lengths);
-  p.cu_seqlens = checked_integers("cu_seqlens", a.cu_seqlens);
+  p.key_lengths = checked_integers("key_lengths", a.key_lengths, a.query);
+  p.cu_seqlens = checked_integers("cu_seqlens", a.cu_seqlens, a.query);
   check(!p.key_lengths || !p.cu_seqlens, "key_lengths: expected None with cu_seqlens");
   if (p.key_lengths) {
     check(a.key_lengths->size(0) == p.B, "key_lengths: expected shape (", p.B, ",), got ",
           describe(*a.key_lengths));
-    for (int64_t b = 0; b < p.B; ++b)
+    for (int64_t b = 0; values == Values::kChecked && b < p.B; ++b)
       check(p.key_lengths[b] >= 0 && p.key_lengths[b] <= p.Lk, "key_lengths: expected 0 to ", p.Lk,
             ", got ", p.key_lengths[b]);
   }
@@ -62,7 +64,9 @@ void fill_sequences(const LinearArguments& a, LinearParams& p) {
   p.sequences = a.cu_seqlens->size(0) - 1;
   check(p.B == 1 && p.Lq == p.Lk, "cu_seqlens: expected batch 1 and one length, got ",
         describe(a.query), " and ", describe(a.key));
-  check(p.sequences >= 0 && p.cu_seqlens[0] == 0 && p.cu_seqlens[p.sequences] == p.Lk,
+  check(p.sequences >= 0, "cu_seqlens: expected at least one element");
+  if (values == Values::kUnread) return;
+  check(p.cu_seqlens[0] == 0 && p.cu_seqlens[p.sequences] == p.Lk,
         "cu_seqlens: expected a first element 0 and a last element ", p.Lk);
   for (int64_t i = 0; i < p.sequences; ++i)
     check(p.cu_seqlens[i] <= p.cu_seqlens[i + 1], "cu_seqlens: expected ascending elements, got ",
@@ -76,10 +80,10 @@ void fill_decay(const LinearArguments& a, LinearParams& p) {
   const bool per_head = g.dim() == 1 && s[0] == p.Hs;
   const bool per_token = g.dim() >= 3 && s[0] == p.B && s[1] == p.Hs && s[2] == p.Lk;
   check(a.causal, "decay: expected None where not causal");
-  check(g.is_cpu() && is_floating(g.scalar_type()) &&
+  check(on_same_device(g, a.query) && is_floating(g.scalar_type()) &&
             (per_head || (per_token && (g.dim() == 3 || (g.dim() == 4 && s[3] == p.D)))),
         "decay: expected floating shape (", p.Hs, ",), (", p.B, ", ", p.Hs, ", ", p.Lk, ") or (",
-        p.B, ", ", p.Hs, ", ", p.Lk, ", ", p.D, ") on the CPU, got ", describe(g));
+        p.B, ", ", p.Hs, ", ", p.Lk, ", ", p.D, ") on query's device, got ", describe(g));
   p.decay = view_of(g);
   p.decay_kind = per_head       ? DecayKind::kHead
                  : g.dim() == 3 ? DecayKind::kToken
@@ -93,19 +97,19 @@ void fill_states(const LinearArguments& a, LinearParams& p) {
   if (!a.initial_state) return;
   check(a.normalize == a.initial_normalizer.has_value(),
         "initial_normalizer: expected one exactly where normalize");
-  check_state("initial_state", *a.initial_state, {p.sequences, p.Hs, p.D, p.Dv});
+  check_state("initial_state", *a.initial_state, a.query, {p.sequences, p.Hs, p.D, p.Dv});
   p.initial = view_of(*a.initial_state);
   if (!a.normalize) return;
-  check_state("initial_normalizer", *a.initial_normalizer, {p.sequences, p.Hs, p.D});
+  check_state("initial_normalizer", *a.initial_normalizer, a.query, {p.sequences, p.Hs, p.D});
   p.initial_z = row_view(*a.initial_normalizer);
 }
 
 void fill_beta(const LinearArguments& a, LinearParams& p) {
   if (!a.beta) return;
   const Tensor& beta = *a.beta;
-  check(beta.is_cpu() && is_floating(beta.scalar_type()) && beta.dim() == 3 &&
+  check(on_same_device(beta, a.query) && is_floating(beta.scalar_type()) && beta.dim() == 3 &&
             sizes_of(beta) == Sizes{p.B, p.Hs, p.Lk, 1},
-        "beta: expected floating shape (", p.B, ", ", p.Hs, ", ", p.Lk, ") on the CPU, got ",
+        "beta: expected floating shape (", p.B, ", ", p.Hs, ", ", p.Lk, ") on query's device, got ",
         describe(beta));
   p.beta = view_of(beta);
 }
@@ -130,16 +134,17 @@ View row_view(const Tensor& t) {
   return view;
 }
 
-void check_state(const char* name, const Tensor& t, const std::vector<int64_t>& sizes) {
+void check_state(const char* name, const Tensor& t, const Tensor& beside,
+                 const std::vector<int64_t>& sizes) {
   const auto got = t.sizes();
-  check(t.is_cpu() && is_floating(t.scalar_type()) &&
+  check(on_same_device(t, beside) && is_floating(t.scalar_type()) &&
             std::equal(got.begin(), got.end(), sizes.begin(), sizes.end()),
-        name, ": expected a floating CPU tensor, one state (", sizes[2],
+        name, ": expected a floating tensor on query's device, one state (", sizes[2],
         sizes.size() == 4 ? ", Dv" : "", ") for each of ", sizes[0], " sequences and ", sizes[1],
         " heads, got ", describe(t));
 }
 
-void fill_linear(const char* op, const LinearArguments& a, LinearParams& p) {
+void fill_linear(const char* op, const LinearArguments& a, LinearParams& p, Values values) {
   check_no_derivative(op, {&a.query, &a.key, &a.value, pointer(a.beta), pointer(a.decay),
                            pointer(a.initial_state), pointer(a.initial_normalizer)});
   check(a.feature_map >= 0 && a.feature_map < kFeatureMaps, "feature_map: expected 0 to ",
@@ -147,7 +152,7 @@ void fill_linear(const char* op, const LinearArguments& a, LinearParams& p) {
   check(std::isfinite(a.scale), "scale: expected a finite number, got ", a.scale);
   check(a.eps >= 0 && std::isfinite(a.eps), "eps: expected a finite number >= 0, got ", a.eps);
   fill_shapes(a, p);
-  fill_sequences(a, p);
+  fill_sequences(a, p, values);
   p.map = static_cast<FeatureMap>(a.feature_map);
   p.causal = a.causal, p.normalize = a.normalize, p.scale = a.scale, p.eps = a.eps;
   fill_decay(a, p);

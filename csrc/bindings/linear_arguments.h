@@ -24,10 +24,15 @@ int64_t round_up(int64_t n, int64_t step);
 // A state's z (N, Hs, D) as the kernels see it, (N, Hs, 1, D).
 View row_view(const Tensor& t);
 
-// Throws unless t is one state, or z, for each sequence and head.
-void check_state(const char* name, const Tensor& t, const std::vector<int64_t>& sizes);
+// Throws unless t is one state, or z, for each sequence and head, on the device of `beside`.
+void check_state(const char* name, const Tensor& t, const Tensor& beside,
+                 const std::vector<int64_t>& sizes);
+
+// Of key_lengths and cu_seqlens: on a device they stay there.
+enum class Values { kChecked, kUnread };
 
 // Checks everything, and fills all but the results.
-void fill_linear(const char* op, const LinearArguments& a, LinearParams& p);
+void fill_linear(const char* op, const LinearArguments& a, LinearParams& p,
+                 Values values = Values::kChecked);
 
 }  // namespace attn

@@ -104,11 +104,11 @@ class Backward {
       p_.denominator = view_of(denominator);
     }
     if (grad_state) {
-      check_state("grad_state", *grad_state, {p_.sequences, p_.Hs, p_.D, p_.Dv});
+      check_state("grad_state", *grad_state, a_.query, {p_.sequences, p_.Hs, p_.D, p_.Dv});
       p_.grad_state = view_of(*grad_state);
     }
     if (grad_normalizer && p_.normalize) {
-      check_state("grad_normalizer", *grad_normalizer, {p_.sequences, p_.Hs, p_.D});
+      check_state("grad_normalizer", *grad_normalizer, a_.query, {p_.sequences, p_.Hs, p_.D});
       p_.grad_z = row_view(*grad_normalizer);
     }
   }

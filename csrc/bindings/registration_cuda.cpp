@@ -1,4 +1,7 @@
 #include "bindings/attention_cuda.h"
+#include "bindings/delta_operators.h"
+#include "bindings/linear_cuda.h"
+#include "bindings/linear_operators.h"
 
 STABLE_TORCH_LIBRARY_IMPL(attention_ext, CUDA, m) {
   m.impl("attention", TORCH_BOX(&attn::cuda::attention));
@@ -6,4 +9,14 @@ STABLE_TORCH_LIBRARY_IMPL(attention_ext, CUDA, m) {
   m.impl("_attention_backward", TORCH_BOX(&attn::cuda::attention_backward));
   m.impl("_pack_mask_bits", TORCH_BOX(&attn::cuda::pack_mask_bits));
   m.impl("_dropout_keep", TORCH_BOX(&attn::cuda::dropout_keep));
+  using LinearAttention = attn::LinearAttentionOperators<attn::LinearOnCuda>;
+  m.impl("linear_attention", TORCH_BOX(&LinearAttention::attention));
+  m.impl("_linear_attention_forward", TORCH_BOX(&LinearAttention::forward));
+  m.impl("_linear_attention_step", TORCH_BOX(&LinearAttention::step));
+  m.impl("_linear_attention_backward", TORCH_BOX(&LinearAttention::backward));
+  using DeltaRule = attn::DeltaRuleOperators<attn::LinearOnCuda>;
+  m.impl("delta_rule", TORCH_BOX(&DeltaRule::rule));
+  m.impl("_delta_rule_forward", TORCH_BOX(&DeltaRule::forward));
+  m.impl("_delta_rule_step", TORCH_BOX(&DeltaRule::step));
+  m.impl("_delta_rule_backward", TORCH_BOX(&DeltaRule::backward));
 }

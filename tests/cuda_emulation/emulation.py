@@ -18,7 +18,7 @@ from unittest import mock
 import torch
 
 import attention_ext as ax
-from attention_ext._ops import library
+from attention_ext._ops import delta_rule, library, linear_attention
 
 NAMESPACE = "attention_ext_emulation"
 MODE = os.environ.get("ATTENTION_EXT_EMULATION", "plain")
@@ -26,7 +26,18 @@ FOLDER = Path(
     os.environ.get("ATTENTION_EXT_EMULATION_FOLDER", Path(__file__).parents[2] / "build/cuda_emulation")
 )
 PATH = FOLDER / MODE / "liboperators.so"
-OPERATORS = ("_attention_forward", "_attention_backward", "_pack_mask_bits", "_dropout_keep")
+OPERATORS = (
+    "_attention_forward",
+    "_attention_backward",
+    "_pack_mask_bits",
+    "_dropout_keep",
+    "_linear_attention_forward",
+    "_linear_attention_backward",
+    "_linear_attention_step",
+    "_delta_rule_forward",
+    "_delta_rule_backward",
+    "_delta_rule_step",
+)
 
 
 class Kernels:
@@ -63,6 +74,14 @@ class Kernels:
             mock.patch.object(library, "backward", self.operator("_attention_backward")),
             mock.patch.object(library, "pack_mask_bits", self.operator("_pack_mask_bits")),
             mock.patch.object(library, "dropout_keep", self.operator("_dropout_keep")),
+            mock.patch.object(linear_attention.operator, "forward", self.operator("_linear_attention_forward")),
+            mock.patch.object(
+                linear_attention.operator, "backward", self.operator("_linear_attention_backward")
+            ),
+            mock.patch.object(library, "linear_step", self.operator("_linear_attention_step")),
+            mock.patch.object(delta_rule.operator, "forward", self.operator("_delta_rule_forward")),
+            mock.patch.object(delta_rule.operator, "backward", self.operator("_delta_rule_backward")),
+            mock.patch.object(library, "delta_step", self.operator("_delta_rule_step")),
         ):
             yield
 

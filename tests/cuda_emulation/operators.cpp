@@ -3,7 +3,10 @@
 #include <cuda_emulation.h>
 
 #include "bindings/attention_cuda.h"
+#include "bindings/delta_operators.h"
 #include "bindings/device_tensor_cuda.h"
+#include "bindings/linear_cuda.h"
+#include "bindings/linear_operators.h"
 
 attn::DeviceScope::DeviceScope(const Tensor&) {}
 
@@ -12,6 +15,14 @@ STABLE_TORCH_LIBRARY_IMPL(attention_ext_emulation, CPU, m) {
   m.impl("_attention_backward", TORCH_BOX(&attn::cuda::attention_backward));
   m.impl("_pack_mask_bits", TORCH_BOX(&attn::cuda::pack_mask_bits));
   m.impl("_dropout_keep", TORCH_BOX(&attn::cuda::dropout_keep));
+  using LinearAttention = attn::LinearAttentionOperators<attn::LinearOnCuda>;
+  m.impl("_linear_attention_forward", TORCH_BOX(&LinearAttention::forward));
+  m.impl("_linear_attention_step", TORCH_BOX(&LinearAttention::step));
+  m.impl("_linear_attention_backward", TORCH_BOX(&LinearAttention::backward));
+  using DeltaRule = attn::DeltaRuleOperators<attn::LinearOnCuda>;
+  m.impl("_delta_rule_forward", TORCH_BOX(&DeltaRule::forward));
+  m.impl("_delta_rule_step", TORCH_BOX(&DeltaRule::step));
+  m.impl("_delta_rule_backward", TORCH_BOX(&DeltaRule::backward));
 }
 
 #define ATTN_EXPORT extern "C" __attribute__((visibility("default")))
