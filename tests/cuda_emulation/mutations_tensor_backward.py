@@ -81,8 +81,8 @@ MUTATIONS = [
     fault(
         "two blocks on the same keys",
         BACKWARD,
-        "blockIdx.x % blocks * Shape",
-        "blockIdx.x % blocks / 2 * Shape",
+        "index % blocks * rows",
+        "index % blocks / 2 * rows",
         "race",
         MASKS,
     ),
