@@ -88,13 +88,16 @@ def compiled(architecture: int, path: Path = LIBRARY) -> dict[str, Code]:
 
     def dump(option: str) -> str:
         command = [cuobjdump(), "-arch", f"sm_{architecture}", option, str(path)]
-        return subprocess.run(command, capture_output=True, text=True).stdout
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
+    code = dump("-sass")
+    if f"code for sm_{architecture}\n" not in code:  # -arch chooses nothing in a cubin
+        return {}
     used = re.findall(r"Function (\w+):\s+REG:(\d+) STACK:(\d+)", dump("-res-usage"))
     names = dict(zip([symbol for symbol, *_ in used], demangled(symbol for symbol, *_ in used), strict=True))
     resources = {symbol: (int(registers), int(stack)) for symbol, registers, stack in used}
     codes: dict[str, Code] = {}
-    for part in dump("-sass").split("Function : ")[1:] if used else []:
+    for part in code.split("Function : ")[1:]:
         symbol = part.split(maxsplit=1)[0]
         name = kernel_name(names[symbol])
         if name is None or name in codes:
