@@ -69,12 +69,13 @@ def enumerators() -> dict[str, list[str]]:
 
 
 def kernel_name(demangled: str) -> str | None:
-    """The name in the budget, attention_forward<float, 4>, of a function of this library."""
-    found = re.match(r"(?:void )?attn::cuda::(?:\(anonymous namespace\)::)?(\w+)_kernel(<.*>)?\(", demangled)
+    """The name in the budget, attention_forward<float, 4>, of a kernel of this library."""
+    spaces = r"(?:(?:\w+|\(anonymous namespace\))::)*"
+    found = re.match(rf"(?:void )?attn::cuda::{spaces}(\w+)_kernel(<.*>)?\(", demangled)
     if found is None:
         return None
-    arguments = re.sub(r"\((?:\w+::)*(\w+)\)(\d+)", lambda m: enumerators()[m[1]][int(m[2])], found[2] or "")
-    return found[1] + arguments
+    arguments = re.sub(rf"\({spaces}(\w+)\)(\d+)", lambda m: enumerators()[m[1]][int(m[2])], found[2] or "")
+    return found[1] + arguments.replace("attn::cuda::", "").replace("> >", ">>")
 
 
 def demangled(names: Iterable[str]) -> list[str]:

@@ -88,16 +88,16 @@ struct WarpGradients {
   // i0, j0: the first query and key of the tile, of which the warp has its rows. All lanes come.
   ATTN_DEVICE void add_tile(const HeadGradients<float>& head, const Tiles& tiles, uint32_t stage,
                             int64_t i0, int64_t j0, bool nonfinite) {
-    const int64_t own = made_anew(first_row());
+    const int own = static_cast<int>(made_anew(first_row()));
     const Scores scores(head, i0 + (Shape::kQueriesStay ? own : 0),
                         j0 + (Shape::kQueriesStay ? 0 : own));
     uint32_t seen[1][2];
     const TileKind kind = scores.map_tile(seen);
     if (kind == TileKind::kSkip) return;
     Fragments weights, ds;
-    row_products<kDtype>(weights, tiles.staying(0), first_row(), tiles.passing(stage, 0));
+    row_products<kDtype>(weights, tiles.staying(0), own, tiles.passing(stage, 0));
     if constexpr (Shape::kScores)
-      row_products<kDtype>(ds, tiles.staying(1), first_row(), tiles.passing(stage, 1));
+      row_products<kDtype>(ds, tiles.staying(1), own, tiles.passing(stage, 1));
     gradients(head, scores, weights, ds, seen, kind);
     const bool pair_by_pair = nonfinite && kind == TileKind::kPartial;
     if constexpr (Shape::kValues)

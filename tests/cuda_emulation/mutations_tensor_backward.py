@@ -33,8 +33,8 @@ MUTATIONS = [
     fault(
         "copies in flight at the end",
         BACKWARD,
-        "  wait_for_copies<0>();\n  ATTN",
-        "  ATTN",
+        "  wait_for_copies<0>();\n  const KeyBlock",
+        "  const KeyBlock",
         "async copy",
         EMPTY,
     ),
