@@ -1,100 +1,121 @@
-"""What nvcc made of the kernels on tensor cores for sm_80, without a GPU: registers, spills and instructions.
-
-cuda_code_budget.json says of each kernel how many registers and spilled bytes it may use, and how many
-instructions of mma.sync its loop has, which is unrolled once.
+"""What nvcc made of the CUDA kernels keeps to cuda_code_budget.json; no GPU is needed. Of the launches the
+emulated tests see to it. `python tests/cuda_code.py --write` enters new kernels.
 """
 
-import json
-import re
-import shutil
-import subprocess
-from collections import Counter
-from functools import cache
-from pathlib import Path
-from typing import NamedTuple
-
+import cuda_code
+import cuda_sass
 import pytest
+from cuda_code import ARCHITECTURES, Code, blocks_that_fit
 
 import attention_ext as ax
 
-BUDGET = json.loads(Path(__file__).with_name("cuda_code_budget.json").read_text())
-LIBRARY = Path(ax.__file__).with_name("libattention_ext.so")
-SUMS = ("dq", "dk dv", "dk", "dv")
-DTYPES = {"2": "bfloat16", "3": "float16"}  # of core/scalar.h
+BUDGETS = cuda_code.read_budget()
+
+# A loop of one product inside a loop of two, of which each round goes one of two ways and may copy.
+SASS = """
+        /*0000*/                   MOV R1, c[0x0][0x28] ;                     /* 0x00000a0000017a02 */
+        /*0010*/                   BSSY B0, 0x70 ;
+        /*0020*/              @!P0 BRA 0x60 ;
+        /*0030*/                   HMMA.16816.F32 R4, R8, R12, R4 ;
+        /*0040*/                   HMMA.16816.F32 R4, R8, R12, R4 ;
+        /*0050*/                   BSYNC B0 ;
+        /*0060*/                   BRA 0x120 ;
+        /*0070*/                   LDGSTS.E.BYPASS.128 [R2], [R4.64] ;
+        /*0080*/               @P1 BRA 0xb0 ;
+        /*0090*/                   LDL R0, [R1] ;
+        /*00a0*/                   IADD3 R0, R0, 0x1, RZ ;
+        /*00b0*/                   HMMA.16816.F32 R4, R8, R12, R4 ;
+        /*00c0*/               @P2 BRA 0xb0 ;
+        /*00d0*/              @!P3 BRA P1, 0x10 ;
+        /*00e0*/                   EXIT ;
+        /*00f0*/                   HMMA.16816.F32 R4, R8, R12, R4 ;
+        /*0100*/                   RET.REL.NODEC R14 0x0 ;
+        /*0110*/                   BRA 0x110;
+        /*0120*/                   STL [R1], R0 ;
+        /*0130*/                   BRA 0x80 ;
+"""
 
 
-class Code(NamedTuple):
-    registers: int
-    stack: int
-    instructions: Counter[str]
+def test_loops_are_found():
+    blocks = cuda_sass.blocks_of(cuda_sass.instructions(SASS))
+    edges = cuda_sass.edges_of(blocks)
+    loops = {loop.head: loop.blocks for loop in cuda_sass.loops_of(edges)}
+    assert loops == {
+        0x10: {0x10, 0x30, 0x60, 0x70, 0x80, 0x90, 0xB0, 0xD0, 0x120},
+        0xB0: {0xB0},
+    }
 
 
-def cuobjdump() -> str | None:
-    if found := shutil.which("cuobjdump"):
-        return found
-    try:
-        import triton
-    except ImportError:
-        return None
-    bundled = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    return str(bundled) if bundled.exists() else None
-
-
-def name_of(symbol: str) -> tuple[str, str] | None:
-    """(Name in the budget, dtype) of a mangled kernel on tensor cores."""
-    kernel = re.search(
-        r"(attention_tensor_\w+?)_kernelILNS_5DtypeE(\d)ELi(\d+)E(?:LNS0_4SumsE(\d)E)?", symbol
+def test_the_main_loop_has_the_fullest_block():
+    spills, count = cuda_code.main_loop(SASS)
+    assert spills == 2
+    assert count == {"all": 10, "HMMA": 3, "LDGSTS": 1}
+    inner = SASS.replace(
+        "HMMA.16816.F32 R4, R8, R12, R4 ;\n        /*0040*/", "MOV R4, R5 ;\n        /*0040*/"
     )
-    if kernel is None:
-        return None
-    pass_, dtype, columns, sums = kernel.groups()
-    return " ".join([pass_, columns, *([SUMS[int(sums)]] if sums else [])]), DTYPES[dtype]
+    inner = inner.replace("/*0040*/                   HMMA.16816.F32", "/*0040*/                   FFMA")
+    assert cuda_code.main_loop(inner) == (0, {"all": 2, "HMMA": 1})
+    assert cuda_code.main_loop(SASS.replace("HMMA", "IADD3")) == (0, {})
 
 
-@cache
-def built() -> dict[tuple[str, str], Code]:
-    def dump(*options: str) -> str:
-        command = [cuobjdump(), "-arch", "sm_80", *options, str(LIBRARY)]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
-
-    used = {}
-    for function, registers, stack in re.findall(
-        r"Function (\w+):\s+REG:(\d+) STACK:(\d+)", dump("-res-usage")
-    ):
-        used[function] = int(registers), int(stack)
-    codes = {}
-    for part in dump("-sass").split("Function : ")[1:]:
-        symbol = part.split(maxsplit=1)[0]
-        if name := name_of(symbol):
-            operations = re.findall(
-                r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\d+\s+)?([A-Z][A-Z0-9]*)", part, re.MULTILINE
-            )
-            codes[name] = Code(*used[symbol], Counter(operations))
-    return codes
-
-
-@pytest.fixture
-def code(request):
-    built_for = ax.build_info()["cuda"]
-    if not (built_for.startswith("built for") and "8.0" in built_for):
-        pytest.skip(f"no code for sm_80: {built_for}")
-    if cuobjdump() is None:
-        pytest.skip("no cuobjdump")
-    return built()[request.param]
+def test_names_of_kernels():
+    names = {
+        "attn::cuda::(anonymous namespace)::pack_kernel(attn::cuda::PackCall)": "pack",
+        "void attn::cuda::split_kernel<(attn::Dtype)3, 64, true>(attn::cuda::Call)": "split<kFloat16, 64, true>",
+        "void attn::cuda::sum_kernel<attn::cuda::Plain<double> >(attn::cuda::Call)": "sum<Plain<double>>",
+        "attn::cuda::helper(int)": None,
+    }
+    assert {demangled: cuda_code.kernel_name(demangled) for demangled in names} == names
 
 
 @pytest.mark.parametrize(
-    ("kernel", "code"),
-    [(kernel, (kernel, dtype)) for kernel in BUDGET for dtype in DTYPES.values()],
-    indirect=["code"],
-    ids=lambda x: x[1] if isinstance(x, tuple) else x,
+    ("registers", "shared", "threads", "expected"),
+    [
+        (255, 48 << 10, 128, [2, 2]),  # registers
+        (128, 0, 256, [2, 2]),
+        (129, 0, 256, [1, 1]),
+        (64, 64 << 10, 128, [2, 3]),  # shared memory
+        (32, 0, 1024, [2, 2]),  # warps
+        (16, 0, 32, [32, 32]),  # blocks
+    ],
 )
-def test_the_code_keeps_to_its_budget(kernel, code):
-    budget = BUDGET[kernel]
-    spilled = budget.get("spilled", 0)
-    assert code.registers <= budget["registers"]
-    assert code.stack <= spilled
-    assert spilled or not code.instructions["LDL"] + code.instructions["STL"]
-    assert code.instructions["HMMA"] == budget["products"]
-    assert code.instructions["LDSM"] > 0
-    assert code.instructions["LDGSTS"] > 0
+def test_blocks_that_fit(registers, shared, threads, expected):
+    assert [blocks_that_fit(a, registers, shared, threads) for a in ARCHITECTURES] == expected
+
+
+def test_what_leaves_its_budget_is_noticed():
+    count = {"all": 100, "HMMA": 16, "LDSM": 4, "MUFU": 8}
+    code = Code(registers=128, stack=0, spills=0, round=count)
+    budget = cuda_code.entry([code], threads=128, shared=32 << 10)
+    assert cuda_code.broken(code, budget, 80) == []
+    worse = [
+        {"registers": 129},
+        {"stack": 8},
+        {"spills": 1},
+        {"round": count | {"all": 130}},
+        {"round": count | {"HMMA": 15}},
+        {"round": count | {"LDSM": 5}},
+        {"round": count | {"LDGSTS": 1}},
+        {"round": {}},
+    ]
+    for change in worse:
+        assert cuda_code.broken(code._replace(**change), budget, 80) != [], change
+
+
+def test_the_readme_has_the_tables():
+    assert cuda_code.readme_parts()[1] == cuda_code.tables(BUDGETS)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids="sm_{}".format)
+def test_every_kernel_keeps_to_its_budget(architecture):
+    built_for = ax.build_info()["cuda"]
+    if not built_for.startswith("built for"):
+        pytest.skip(built_for)
+    if cuda_code.cuobjdump() is None:
+        pytest.skip("no cuobjdump, which triton brings along")
+    codes = cuda_code.compiled(architecture)
+    if not codes and f"{architecture // 10}.{architecture % 10}" not in built_for:
+        pytest.skip(f"no code for sm_{architecture}: {built_for}")
+    assert set(codes) == set(BUDGETS), "python tests/cuda_code.py --write"
+    found = {name: cuda_code.broken(code, BUDGETS[name], architecture) for name, code in codes.items()}
+    assert {name: what for name, what in found.items() if what} == {}

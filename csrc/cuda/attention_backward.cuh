@@ -192,7 +192,7 @@ __global__ void __launch_bounds__(kThreads)
   set_zero(sums);
   for (int64_t g = 0; g < p.group(); ++g) {
     const HeadGradients<T> head(p, b, hkv * p.group() + g);
-    const Rows& rows = for_value ? head.grad_out : head.query;
+    const Rows rows = for_value ? head.grad_out : head.query;
     const Range queries = head.queries_of_tile(j0);
     for (int64_t i0 = head.next_queries(j0, queries.begin, queries.end); i0 < queries.end;
          i0 = head.next_queries(j0, i0 + kTile, queries.end)) {

@@ -88,16 +88,16 @@ struct WarpGradients {
   // i0, j0: the first query and key of the tile, of which the warp has its rows. All lanes come.
   ATTN_DEVICE void add_tile(const HeadGradients<float>& head, const Tiles& tiles, uint32_t stage,
                             int64_t i0, int64_t j0, bool nonfinite) {
-    const int64_t own = made_anew(first_row());
+    const int own = static_cast<int>(made_anew(first_row()));
     const Scores scores(head, i0 + (Shape::kQueriesStay ? own : 0),
                         j0 + (Shape::kQueriesStay ? 0 : own));
     uint32_t seen[1][2];
     const TileKind kind = scores.map_tile(seen);
     if (kind == TileKind::kSkip) return;
     Fragments weights, ds;
-    row_products<kDtype>(weights, tiles.staying(0), first_row(), tiles.passing(stage, 0));
+    row_products<kDtype>(weights, tiles.staying(0), own, tiles.passing(stage, 0));
     if constexpr (Shape::kScores)
-      row_products<kDtype>(ds, tiles.staying(1), first_row(), tiles.passing(stage, 1));
+      row_products<kDtype>(ds, tiles.staying(1), own, tiles.passing(stage, 1));
     gradients(head, scores, weights, ds, seen, kind);
     const bool pair_by_pair = nonfinite && kind == TileKind::kPartial;
     if constexpr (Shape::kValues)
@@ -205,24 +205,33 @@ ATTN_DEVICE void tensor_backward_queries(const AttentionCall& p, unsigned char* 
   if (threadIdx.x == 0) p.alibi_partial[bh * blocks + block] = slope;
 }
 
+// The keys that a block of the second pass owns: those from j0 on of a key head. Made anew where it
+// is needed: sums fill the registers meanwhile.
+struct KeyBlock {
+  int64_t b, hkv, j0;
+
+  ATTN_DEVICE KeyBlock(const AttentionCall& p, int rows) {
+    const int64_t blocks = tiles_over(p.Lk, rows), index = made_anew(blockIdx.x);
+    j0 = index % blocks * rows;
+    hkv = index / blocks % p.Hkv;
+    b = index / blocks / p.Hkv;
+  }
+};
+
 template <Dtype kDtype, int kColumns, Sums kSums>
 ATTN_DEVICE void tensor_backward_keys(const AttentionCall& p, unsigned char* shared) {
   using Shape = BackwardShape<kColumns, kSums>;
   using Warp = WarpGradients<kDtype, kColumns, kSums>;
   const BackwardTiles<kColumns, kSums> tiles{shared};
-  const int64_t blocks = tiles_over(p.Lk, Shape::kStaying), item = blockIdx.x / blocks;
-  const int64_t j0 = blockIdx.x % blocks * Shape::kStaying;
-  const int64_t b = item / p.Hkv, hkv = item % p.Hkv;
-  const Range keys{j0, j0 + Shape::kStaying};
   Warp warp;
-  {
-    const HeadGradients<float> head(p, b, hkv * p.group());
-    tiles.copy_staying(head.key, head.value, j0);
-  }
   uint32_t stage = 0;
-  for (int64_t g = 0; g < p.group(); ++g) {
-    const HeadGradients<float> head(p, b, hkv * p.group() + g);
-    const Range queries = head.queries_of_tile(j0), heads{head.h, head.h + 1};
+  for (int g = 0; g < p.group(); ++g) {
+    const KeyBlock block(p, Shape::kStaying);
+    const int64_t b = block.b, h = block.hkv * p.group() + g, j0 = block.j0;
+    const HeadGradients<float> head(p, b, h);
+    const Range keys{j0, j0 + Shape::kStaying}, queries = head.queries_of_tile(j0);
+    const Range heads{h, h + 1};
+    if (g == 0) tiles.copy_staying(head.key, head.value, j0);
     int64_t i0 = head.next_queries(j0, queries.begin, queries.end);
     if (i0 < queries.end) tiles.copy_passing(stage, head.query, head.grad_out, i0);
     for (; i0 < queries.end; stage = (stage + 1) % Shape::kStages) {
@@ -242,15 +251,16 @@ ATTN_DEVICE void tensor_backward_keys(const AttentionCall& p, unsigned char* sha
     }
   }
   wait_for_copies<0>();
+  const KeyBlock block(p, Shape::kStaying);
   ATTN_UNROLL
   for (int r = 0; r < 2; ++r) {
-    const int64_t j = j0 + Warp::first_row() + Warp::Scores::row(0, r);
+    const int64_t j = block.j0 + Warp::first_row() + Warp::Scores::row(0, r);
     if (j >= p.Lk) continue;
     if constexpr (Shape::kScores) {
-      if (p.dk) store_row<kDtype>(p.dk, p.D, b, hkv, j, r, warp.score_sums[0], 1);
+      if (p.dk) store_row<kDtype>(p.dk, p.D, block.b, block.hkv, j, r, warp.score_sums[0], 1);
     }
     if constexpr (Shape::kValues) {
-      if (p.dv) store_row<kDtype>(p.dv, p.Dv, b, hkv, j, r, warp.value_sums[0], 1);
+      if (p.dv) store_row<kDtype>(p.dv, p.Dv, block.b, block.hkv, j, r, warp.value_sums[0], 1);
     }
   }
 }

@@ -213,11 +213,13 @@ struct WarpScores {
   // columns, of four.
   ATTN_DEVICE void draw_for_columns(Bits& bits) const {
     const int own = fragment_row() % 4;
+    const int64_t h = made_anew(head.h);
     ATTN_UNROLL
     for (int m = 0; m < M; ++m) {
       ATTN_ROLLED
       for (int n = 0; n < N; ++n) {
-        const uint32_t drawn = head.keep4(i0 + column(n, own % 2), (j0 + row(m, own / 2)) / 4);
+        const uint32_t drawn =
+            head.dropout.keep4(head.b, h, i0 + column(n, own % 2), (j0 + row(m, own / 2)) / 4);
         ATTN_UNROLL
         for (int from = 0; from < 4; ++from) {
           const uint32_t keys = __shfl_sync(kWholeWarp, drawn, lane_in_warp() - 4 * own + 4 * from);
@@ -281,22 +283,23 @@ ATTN_DEVICE void pack_weights(uint32_t (&packed)[M][N][2], const float (&weights
 template <Dtype kDtype, int N>
 ATTN_DEVICE void store_row(const View& view, int64_t columns, int64_t b, int64_t h, int64_t i,
                            int r, const float (&fragments)[N][4], float factor) {
-  const bool in_pairs = view.stride[3] == 1 && columns % 2 == 0 && view.stride[2] % 2 == 0 &&
-                        reinterpret_cast<uintptr_t>(view.at(b, h, 0)) % 4 == 0;
+  char* const row = view.at(b, h, i);
+  const int64_t step = view.stride[3] * 2;
+  const bool in_pairs = step == 2 && columns % 2 == 0 && reinterpret_cast<uintptr_t>(row) % 4 == 0;
   ATTN_UNROLL
   for (int n = 0; n < N; ++n) {
     const int64_t column = 8 * n + fragment_column();
     if (column >= columns) continue;
     const uint32_t pair =
         pack<kDtype>(fragments[n][2 * r] * factor, fragments[n][2 * r + 1] * factor);
-    char* at = view.at(b, h, i, column);
+    char* const at = row + column * step;
     if (in_pairs) {
       *reinterpret_cast<uint32_t*>(at) = pair;
       continue;
     }
     *reinterpret_cast<uint16_t*>(at) = static_cast<uint16_t>(pair);
     if (column + 1 < columns)
-      *reinterpret_cast<uint16_t*>(at + view.stride[3] * 2) = static_cast<uint16_t>(pair >> 16);
+      *reinterpret_cast<uint16_t*>(at + step) = static_cast<uint16_t>(pair >> 16);
   }
 }
 

@@ -1,3 +1,8 @@
+import json
+import os
+from pathlib import Path
+
+import cuda_code
 import emulation
 import pytest
 
@@ -19,3 +24,20 @@ def installed(kernels):
     if findings := kernels.findings():
         pytest.fail("\n".join(findings), pytrace=False)
     assert kernels.calls > before, "the test did not run a CUDA kernel"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def launches_keep_to_the_budget():
+    """Of threads and shared memory, at the end; a folder in ATTENTION_EXT_LAUNCHES gets what was launched."""
+    yield
+    if emulation.missing():
+        return
+    launches = emulation.kernels().launches()
+    if folder := os.environ.get("ATTENTION_EXT_LAUNCHES"):
+        Path(folder, f"{os.getpid()}.json").write_text(json.dumps(launches))
+        return
+    budgets = cuda_code.read_budget()
+    for name, (threads, shared) in launches.items():
+        if budget := budgets.get(name):  # test_cuda_code.py asks for an entry of each
+            assert threads == budget["threads"], name
+            assert shared <= budget["shared"], name

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -16,6 +17,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from cuda_code import kernel_name
 
 import attention_ext as ax
 from attention_ext._ops import delta_rule, library, linear_attention
@@ -56,6 +58,10 @@ class Kernels:
         """What the checks found since the last call."""
         return []
 
+    def launches(self) -> dict[str, list[int]]:
+        """(threads, bytes of shared memory) of a block of each kernel that was launched, the most of all."""
+        return {}
+
     def run(self, name: str, *args: Any) -> Any:
         raise NotImplementedError
 
@@ -86,6 +92,10 @@ class Kernels:
             yield
 
 
+class Launch(ctypes.Structure):
+    _fields_ = (("kernel", ctypes.c_size_t), ("threads", ctypes.c_int), ("shared_bytes", ctypes.c_size_t))
+
+
 class Emulator(Kernels):
     def __init__(self) -> None:
         super().__init__()
@@ -99,6 +109,7 @@ class Emulator(Kernels):
         self._library.emulation_set_architecture.argtypes = [ctypes.c_int]
         self._library.emulation_is_checked.restype = ctypes.c_bool
         self._library.emulation_next_diagnostic.restype = ctypes.c_char_p
+        self._library.emulation_launches.restype = ctypes.POINTER(Launch)
         assert self._library.emulation_is_checked() == (MODE == "checked")
 
     def set_schedule(self, seed: int) -> None:
@@ -110,6 +121,15 @@ class Emulator(Kernels):
     def findings(self) -> list[str]:
         texts = iter(self._library.emulation_next_diagnostic, None)
         return [text.decode() for text in texts]
+
+    def launches(self) -> dict[str, list[int]]:
+        count = ctypes.c_size_t()
+        found = self._library.emulation_launches(ctypes.byref(count))[: count.value]
+        symbols = subprocess.run(
+            ["nm", "--demangle", PATH], check=True, capture_output=True, text=True
+        ).stdout
+        names = {int(line[:16], 16): line[19:] for line in symbols.splitlines() if line[:16].strip()}
+        return {kernel_name(names[at.kernel]): [at.threads, at.shared_bytes] for at in found}
 
     def run(self, name: str, *args: Any) -> Any:
         return getattr(getattr(torch.ops, NAMESPACE), name).default(*args)

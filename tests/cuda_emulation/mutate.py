@@ -113,14 +113,18 @@ def main() -> None:
     wanted = chosen(sys.argv[1:], known)
     torch.set_num_threads(1)
     jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
-    noticed, missed = [], []
+    # As they are now: an edit while the faults run is a change after it.
+    states, state = mutation_record.states(known), mutation_record.state_of_all()
+    noticed, missed = {}, []
     with multiprocessing.get_context("fork").Pool(jobs) as pool:
         for mutation, what in pool.imap_unordered(run, wanted):
-            right = what == mutation.noticed
-            (noticed if right else missed).append(mutation)
-            verdict = "noticed" if right else "MISSED"
+            if what == mutation.noticed:
+                noticed[mutation.name] = states[mutation.name]
+            else:
+                missed.append(mutation.name)
+            verdict = "noticed" if what == mutation.noticed else "MISSED"
             print(f"{verdict:8} {mutation.name}: expected {mutation.noticed}, found {what}", flush=True)
-            mutation_record.write(noticed, missed, known)
+            mutation_record.write(noticed, missed, known, state)
     print(f"{len(wanted)} faults, {len(missed)} missed")
     sys.exit(bool(missed))
 

@@ -30,8 +30,10 @@ def code(path: Path) -> str:
     return re.sub(r"//.*|\s+", "", path.read_text())
 
 
-def state_of(mutation: Mutation) -> str:
-    return digest(repr(tuple(mutation)), code(ROOT / "csrc" / "cuda" / mutation.file))
+def states(known: Iterable[Mutation]) -> dict[str, str]:
+    """Of each fault by name: of its entry and its file."""
+    files = {mutation.file: code(ROOT / "csrc" / "cuda" / mutation.file) for mutation in known}
+    return {mutation.name: digest(repr(tuple(mutation)), files[mutation.file]) for mutation in known}
 
 
 def state_of_all() -> str:
@@ -46,22 +48,22 @@ def read() -> dict:
     return json.loads(RECORD.read_text()) if RECORD.exists() else {"all": "", "faults": {}}
 
 
-def write(noticed: Iterable[Mutation], missed: Iterable[Mutation], known: list[Mutation]) -> None:
-    """Adds what a run has shown; one that noticed all that are known vouches for the rest too."""
-    noticed, faults = list(noticed), read()["faults"]
-    faults |= {mutation.name: state_of(mutation) for mutation in noticed}
-    for mutation in missed:
-        faults.pop(mutation.name, None)
-    whole = state_of_all() if len(noticed) == len(known) else read()["all"]
-    names = sorted({mutation.name for mutation in known} & set(faults))
-    record = {"all": whole, "faults": {name: faults[name] for name in names}}
+def write(noticed: dict[str, str], missed: Iterable[str], known: list[Mutation], state: str) -> None:
+    """Adds what a run has shown: by name, the states of faults that were noticed, and those that were not.
+    One that noticed all that are known also vouches for the rest, whose state was this.
+    """
+    record = read()
+    faults = record["faults"] | noticed
+    kept = {mutation.name for mutation in known} & set(faults) - set(missed)
+    whole = state if len(noticed) == len(known) else record["all"]
+    record = {"all": whole, "faults": {name: faults[name] for name in sorted(kept)}}
     RECORD.write_text(json.dumps(record, indent=1) + "\n")
 
 
 def outdated(known: list[Mutation]) -> list[Mutation]:
     """Those whose file or entry is not the one it was noticed for."""
-    faults = read()["faults"]
-    return [mutation for mutation in known if faults.get(mutation.name) != state_of(mutation)]
+    faults, now = read()["faults"], states(known)
+    return [mutation for mutation in known if faults.get(mutation.name) != now[mutation.name]]
 
 
 def sample(known: list[Mutation]) -> list[Mutation]:

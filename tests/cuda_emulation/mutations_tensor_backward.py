@@ -33,8 +33,8 @@ MUTATIONS = [
     fault(
         "copies in flight at the end",
         BACKWARD,
-        "  wait_for_copies<0>();\n  ATTN",
-        "  ATTN",
+        "  wait_for_copies<0>();\n  const KeyBlock",
+        "  const KeyBlock",
         "async copy",
         EMPTY,
     ),
@@ -81,8 +81,8 @@ MUTATIONS = [
     fault(
         "two blocks on the same keys",
         BACKWARD,
-        "blockIdx.x % blocks * Shape",
-        "blockIdx.x % blocks / 2 * Shape",
+        "index % blocks * rows",
+        "index % blocks / 2 * rows",
         "race",
         MASKS,
     ),

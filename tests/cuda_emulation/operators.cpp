@@ -35,6 +35,11 @@ ATTN_EXPORT void emulation_set_architecture(int number) {
 
 ATTN_EXPORT bool emulation_is_checked() { return cuda_emulation::checked(); }
 
+ATTN_EXPORT const cuda_emulation::Launch* emulation_launches(size_t* count) {
+  *count = cuda_emulation::launches().size();
+  return cuda_emulation::launches().data();
+}
+
 // Moves the text of the findings to the caller; null when there are no more.
 ATTN_EXPORT const char* emulation_next_diagnostic() {
   static std::string text;

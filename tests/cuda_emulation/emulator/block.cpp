@@ -1,8 +1,10 @@
 #include "block.h"
 
+#include <dlfcn.h>
 #include <sys/mman.h>
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <map>
@@ -277,6 +279,25 @@ unsigned ballot(unsigned mask, bool vote) {
       if (lanes >> lane & 1) static_cast<Argument*>(arguments[lane])->result = result;
   });
   return argument.result;
+}
+
+std::vector<Launch>& launches() {
+  static std::vector<Launch> the_launches;
+  return the_launches;
+}
+
+void note_launch(const void* kernel, int threads, size_t shared_bytes) {
+  Dl_info library{};
+  dladdr(kernel, &library);
+  const auto address =
+      reinterpret_cast<uintptr_t>(kernel) - reinterpret_cast<uintptr_t>(library.dli_fbase);
+  for (Launch& launch : launches()) {
+    if (launch.kernel != address) continue;
+    launch.threads = std::max(launch.threads, threads);
+    launch.shared_bytes = std::max(launch.shared_bytes, shared_bytes);
+    return;
+  }
+  launches().push_back({address, threads, shared_bytes});
 }
 
 void run_grid(dim3 grid, dim3 size, size_t shared_bytes, void (*run)(void*), void* argument) {

@@ -55,6 +55,16 @@ struct Thread {
 };
 extern Thread* current;
 
+// The most threads and bytes of shared memory that a kernel was launched with. Its address counts
+// from where its library was loaded.
+struct Launch {
+  uintptr_t kernel;
+  int threads;
+  size_t shared_bytes;
+};
+std::vector<Launch>& launches();
+void note_launch(const void* kernel, int threads, size_t shared_bytes);
+
 void run_grid(dim3 grid, dim3 block, size_t shared_bytes, void (*run)(void*), void* argument);
 
 template <class F>
