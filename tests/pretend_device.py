@@ -35,6 +35,9 @@ class Wrapped(Tensor):
     def __repr__(self, **_: Any) -> str:
         return f"Wrapped({self.inner!r})"
 
+    def tolist(self) -> Any:
+        return self.inner.tolist()
+
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return run(func, args, kwargs or {})
