@@ -57,7 +57,7 @@ def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     generator = kwargs.get("generator")
     if there and generator is not None:
         raise RuntimeError(f"Expected a '{NAME}' device type for generator but found '{generator.device}'")
-    if wanted is not None:
+    if there and wanted is not None:
         kwargs = kwargs | {"device": CPU}
     inner_args, inner_kwargs = pytree.tree_map_only(Wrapped, lambda x: x.inner, (args, kwargs))
     out = func(*inner_args, **inner_kwargs)
@@ -98,4 +98,5 @@ def install() -> None:
     _setup_privateuseone_for_python_backend(NAME, Backend)
     torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor moves what it read by an operator that modes see
     Pretend().__enter__()
+    torch.__future__.set_overwrite_module_params_on_conversion(True)  # `.data =` would not reach inside
     torch.set_default_device(NAME)

@@ -107,6 +107,7 @@ def test_threads():
             torch.testing.assert_close(result, expected[n], rtol=0, atol=0)
 
 
+@pytest.mark.cpu_only("a fork")
 def test_after_fork(num_threads):
     num_threads(2)
     tensors = [torch.randn(1, 2, 70, 8, requires_grad=True) for _ in range(3)]

@@ -17,6 +17,8 @@ import pytest
 
 import attention_ext as ax
 
+pytestmark = pytest.mark.cpu_only("about the build")
+
 BUDGET = json.loads(Path(__file__).with_name("cuda_code_budget.json").read_text())
 LIBRARY = Path(ax.__file__).with_name("libattention_ext.so")
 SUMS = ("dq", "dk dv", "dk", "dv")

@@ -10,6 +10,8 @@ from helpers import MASKS, SHAPES, make_qkv
 import attention_ext as ax
 from attention_ext import masks
 
+pytestmark = pytest.mark.cpu_only("about the default device")
+
 PACKAGE = Path(ax.__file__).parent
 FACTORIES = {
     *("arange", "as_tensor", "empty", "eye", "full", "linspace", "ones", "rand", "randint", "randn"),
