@@ -32,10 +32,10 @@ def select_blocks(
     missing = (None,) * (4 - query.dim())
     dtype = torch.promote_types(query.dtype, torch.float32)
     query, key = query[missing].detach().to(dtype), key[missing].detach().to(dtype)
-    keep = torch.ones(key.shape[0], keys, dtype=torch.bool) if key_keep is None else key_keep
+    keep = key.new_ones(key.shape[0], keys, dtype=torch.bool) if key_keep is None else key_keep
     Lk = keys if compressed is None else compressed[2]
     blocks, rows = -(-Lk // block_size), -(-Lq // query_block_size)
-    position = torch.arange(rows) * query_block_size + Lk - Lq
+    position = torch.arange(rows, device=key.device) * query_block_size + Lk - Lq
     group = Hq // max(1, key.shape[1])
     if compressed is None:
         query = _sums(query, query_block_size)
@@ -43,9 +43,9 @@ def select_blocks(
     else:
         scores = _scores_by_probability(query, key, keep, position, block_size, compressed, causal, scale)
         scores = scores.unflatten(1, (-1, group)).sum(2) if share_heads else scores
-        counts = torch.ones(key.shape[0], blocks, dtype=torch.bool)
+        counts = key.new_ones(key.shape[0], blocks, dtype=torch.bool)
 
-    n, own = torch.arange(blocks), (position // block_size)[:, None]
+    n, own = torch.arange(blocks, device=key.device), (position // block_size)[:, None]
     visible = (n <= own) if causal else (own == own).expand(rows, blocks)
     fixed = visible & ((n < initial_blocks) | ((n <= own) & (n > own - local_blocks)))
     possible = visible & counts[:, None, None]
@@ -95,7 +95,7 @@ def _scores_by_probability(
     """For each head the attention probabilities of compressed keys, added up over the blocks they cover."""
     length, stride, Lk = compressed
     key = key.repeat_interleave(query.shape[1] // max(1, key.shape[1]), dim=1)
-    c, n = torch.arange(key.shape[2]), torch.arange(-(-Lk // block_size))
+    c, n = (torch.arange(size, device=key.device) for size in (key.shape[2], -(-Lk // block_size)))
     seen = keep[:, None, None]
     if causal:
         seen = seen & (c * stride + length - 1 <= position[:, None])

@@ -56,14 +56,14 @@ class Contender:
     instead: Callable[[Case], Case] | None = None
 
 
-def make_inputs(case: Case) -> Inputs:
+def make_inputs(case: Case, device: torch.device | str = "cpu") -> Inputs:
     """The same numbers for every contender, in every layout and in every process."""
     s = case.shape
-    dtype = getattr(torch, case.dtype)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
+    drawn = {"generator": generator, "dtype": getattr(torch, case.dtype), "device": device}
 
     def randn(*size: int) -> Tensor:
-        return torch.randn(size, generator=generator, dtype=dtype)
+        return torch.randn(size, **drawn)
 
     def rows(*size: int) -> Tensor:
         x = randn(*size)
@@ -81,9 +81,9 @@ def make_inputs(case: Case) -> Inputs:
     if case.pair_bias:
         tensors["bias"] = randn(1, s.H, s.Lq, s.Lk)
     if case.op == "delta_rule":
-        tensors["beta"] = torch.rand(s.B, s.H, s.Lq, generator=generator, dtype=dtype)
+        tensors["beta"] = torch.rand(s.B, s.H, s.Lq, **drawn)
     if case.variant == "decay":  # most of them weak
-        tensors["decay"] = -torch.rand(s.B, s.H, s.Lq, generator=generator, dtype=dtype).pow(3)
+        tensors["decay"] = -torch.rand(s.B, s.H, s.Lq, **drawn).pow(3)
     if case.op == "linear_attention_step":
         tensors["state"] = randn(s.B, s.H, s.D, s.Dv)
     return Inputs(tensors, grad_out)

@@ -39,10 +39,11 @@ def mask_of(case: Case) -> ax.masks.Mask | None:
             return ax.masks.from_function(flex_function(mask, s.Lk), None, None, s.Lq, s.Lk)
 
 
-def dense_mask(mask: Pattern, Lq: int, Lk: int) -> Tensor:
+def dense_mask(mask: Pattern, Lq: int, Lk: int, device: torch.device | str = "cpu") -> Tensor:
     """bool (Lq, Lk), True = attend."""
-    i, j = torch.arange(Lq)[:, None], torch.arange(Lk)
-    keep = flex_function(mask, Lk)(torch.tensor(0), torch.tensor(0), i, j)
+    i, j = torch.arange(Lq, device=device)[:, None], torch.arange(Lk, device=device)
+    zero = i.new_zeros(())
+    keep = flex_function(mask, Lk, device)(zero, zero, i, j)
     return keep.expand(Lq, Lk)
 
 
@@ -55,11 +56,13 @@ def block_map(bigbird: BigBird, Lk: int) -> Tensor:
     return keep
 
 
-def flex_function(mask: Pattern, Lk: int) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """allowed(b, h, i, j), a `mask_mod`."""
+def flex_function(
+    mask: Pattern, Lk: int, device: torch.device | str = "cpu"
+) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """allowed(b, h, i, j), a `mask_mod` of positions on the device."""
     match mask:
         case Table(inner):
-            return flex_function(inner, Lk)
+            return flex_function(inner, Lk, device)
         case Band(left, right):
             reach_left, reach_right = (2**40 if reach is None else reach for reach in (left, right))
             return lambda b, h, i, j: (j >= i - reach_left) & (j <= i + reach_right)
@@ -74,7 +77,7 @@ def flex_function(mask: Pattern, Lk: int) -> Callable[[Tensor, Tensor, Tensor, T
                 _near(i // size, j // size, size, window) & _near(i % size, j % size, size, window)
             )
         case BigBird(block):
-            keep = block_map(mask, Lk)
+            keep = block_map(mask, Lk).to(device)
             return lambda b, h, i, j: keep[i // block, j // block]
         case Longformer(reach, tokens):
             return lambda b, h, i, j: ((i - j).abs() <= reach) | (i < tokens) | (j < tokens)

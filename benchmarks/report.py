@@ -10,9 +10,12 @@ __all__ = [
     "crossover_text",
     "growth_text",
     "machine_text",
+    "percent",
     "requirement_text",
     "seconds_text",
     "summary_text",
+    "titles_of",
+    "verdict_text",
 ]
 
 Entry = dict[str, Any]

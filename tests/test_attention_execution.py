@@ -45,6 +45,7 @@ def assert_same_bits_for_any_threads(num_threads, qkv, **options):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.cpu_only("threads of the CPU")
 def test_bits_do_not_depend_on_threads(case, dtype, num_threads):
     shape, mask = CASES[case]
     options = {
@@ -58,6 +59,7 @@ def test_bits_do_not_depend_on_threads(case, dtype, num_threads):
 
 
 @pytest.mark.parametrize("varies", BROADCASTS, ids=broadcast_name)
+@pytest.mark.cpu_only("threads of the CPU")
 def test_bits_of_bias_gradients_do_not_depend_on_threads(varies, num_threads):
     for shape in (Shape(3, 4, 2, 70, 131, 8, 8), Shape(1, 2, 2, 40, 1300, 8, 8)):
         bias = torch.randn(broadcast_shape(shape, varies))
@@ -117,6 +119,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
         ("bias_of_queries", 6000),
     ],
 )
+@pytest.mark.cpu_only("memory of the process")
 def test_memory_is_linear_in_length(options, length):
     run = subprocess.run(
         [sys.executable, "-c", _MEASURE, str(length), options], capture_output=True, text=True, check=True

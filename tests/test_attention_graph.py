@@ -128,6 +128,7 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 
+@pytest.mark.cpu_only("a fork")
 def test_after_fork():
     """In a process of its own: torch refuses a backward after a fork once its autograd has run threads."""
     run = subprocess.run([sys.executable, "-c", AFTER_FORK], capture_output=True, text=True, timeout=120)

@@ -193,6 +193,7 @@ def test_a_nan_that_is_seen_shows():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.cpu_only("threads of the CPU")
 def test_bits_do_not_depend_on_threads(dtype, num_threads):
     for shape in (Shape(2, 4, 2, 130, 150, 16, 1), Shape(1, 1, 1, 300, 2100, 7, 1)):
         for mask in (None, masks.Causal(), MASKS["table"](shape)):

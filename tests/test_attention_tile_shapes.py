@@ -10,6 +10,8 @@ import torch
 from attention_cases import TERMS, assert_attention_near
 from helpers import MASKS, Shape, make_qkv
 
+pytestmark = pytest.mark.cpu_only("tiles of the CPU kernels")
+
 HALF = (torch.bfloat16, torch.float16)
 TERM_NAMES = ("plain", "everything")
 MASK_NAMES = ("none", "causal")

@@ -5,6 +5,8 @@ import torch
 
 import attention_ext as ax
 
+DEVICE = torch.get_default_device().type
+
 DTYPES = [torch.bfloat16, torch.float16]
 
 
@@ -27,7 +29,7 @@ def test_casts_like_doing_it_by_hand(wrap, dtype):
             q, k, v, mask=ax.masks.Causal(), bias=bias, sinks=sinks, alibi_slopes=slopes, return_lse=True
         )
 
-    with torch.autocast("cpu", dtype):
+    with torch.autocast(DEVICE, dtype):
         out, lse = wrap(f)(*inputs)
     assert (out.dtype, lse.dtype) == (dtype, torch.float32)
     by_hand = f(*(t.to(dtype) for t in inputs[:4]), *inputs[4:])
@@ -40,14 +42,14 @@ def test_casts_like_doing_it_by_hand(wrap, dtype):
 
 def test_float64_is_left():
     q, k, v = (make(1, 2, 3, 4, dtype=torch.float64) for _ in range(3))
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(DEVICE, torch.bfloat16):
         out = ax.attention(q, k, v)
     torch.testing.assert_close(out, ax.attention(q, k, v), rtol=0, atol=0)
 
 
 def test_mixed_dtypes_meet():
     q, k, v = make(1, 2, 3, 4), make(1, 2, 3, 4, dtype=torch.bfloat16), make(1, 2, 3, 4, dtype=torch.float16)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(DEVICE, torch.bfloat16):
         out = ax.attention(q, k, v)
     expected = ax.attention(*(t.to(torch.bfloat16) for t in (q, k, v)))
     torch.testing.assert_close(out, expected, rtol=0, atol=0)
@@ -57,7 +59,7 @@ def test_a_float32_bias_of_a_half_query_keeps_its_precision():
     q, k, v = (make(1, 2, 3, 4, dtype=torch.bfloat16) for _ in range(3))
     bias = torch.full((3, 3), 1.0 + 2**-12)
     bias[:, 0] = 1.0
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(DEVICE, torch.bfloat16):
         _, lse = ax.attention(q, k, v, bias=bias, return_lse=True)
     _, exact = ax.attention(q, k, v, bias=bias, return_lse=True)
     _, rounded = ax.attention(q, k, v, bias=bias.to(torch.bfloat16), return_lse=True)
@@ -67,11 +69,11 @@ def test_a_float32_bias_of_a_half_query_keeps_its_precision():
 
 def test_integers_are_still_an_error():
     q = torch.ones(1, 1, 2, 2, dtype=torch.int64)
-    with torch.autocast("cpu", torch.bfloat16), pytest.raises(TypeError, match=r"^query: expected dtype"):
+    with torch.autocast(DEVICE, torch.bfloat16), pytest.raises(TypeError, match=r"^query: expected dtype"):
         ax.attention(q, q, q)
 
 
 def test_off_inside_on():
     q, k, v = (make(1, 2, 3, 4) for _ in range(3))
-    with torch.autocast("cpu", torch.bfloat16), torch.autocast("cpu", enabled=False):
+    with torch.autocast(DEVICE, torch.bfloat16), torch.autocast(DEVICE, enabled=False):
         assert ax.attention(q, k, v).dtype == torch.float32

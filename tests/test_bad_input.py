@@ -9,6 +9,8 @@ import torch
 import attention_ext as ax
 from attention_ext import functional
 
+ELSEWHERE = f"expected the device of query, {torch.get_default_device()}, got meta"
+
 M = ax.masks
 F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16
 
@@ -128,32 +130,32 @@ TABLE = {
     "key_device": (
         {"key": zeros(2, 2, 5, 8, device="meta")},
         ValueError,
-        "key: expected the device of query, cpu, got meta",
+        f"key: {ELSEWHERE}",
     ),
     "value_device": (
         {"value": zeros(2, 2, 5, 6, device="meta")},
         ValueError,
-        "value: expected the device of query, cpu, got meta",
+        f"value: {ELSEWHERE}",
     ),
     "bias_device": (
         {"bias": zeros(3, 5, device="meta")},
         ValueError,
-        "bias: expected the device of query, cpu, got meta",
+        f"bias: {ELSEWHERE}",
     ),
     "sinks_device": (
         {"sinks": zeros(4, device="meta")},
         ValueError,
-        "sinks: expected the device of query, cpu, got meta",
+        f"sinks: {ELSEWHERE}",
     ),
     "slopes_device": (
         {"alibi_slopes": zeros(4, device="meta")},
         ValueError,
-        "alibi_slopes: expected the device of query, cpu, got meta",
+        f"alibi_slopes: {ELSEWHERE}",
     ),
     "seed_device": (
         {"dropout_p": 0.5, "dropout_seed": zeros(dtype=torch.int64, device="meta")},
         ValueError,
-        "dropout_seed: expected the device of query, cpu, got meta",
+        f"dropout_seed: {ELSEWHERE}",
     ),
     "sparse": (
         {"query": zeros(2, 4, 3, 8).to_sparse()},

@@ -8,6 +8,8 @@ import torch
 from attention_ext._ops import library
 from attention_ext._ops.attention_schema import Call
 
+pytestmark = pytest.mark.cpu_only("messages of the CPU operators")
+
 F64 = torch.float64
 
 

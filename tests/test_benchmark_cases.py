@@ -18,7 +18,7 @@ from benchmarks.measure import check_peer
 from benchmarks.patterns import BigBird, Documents, Grid, Longformer, Table
 from benchmarks.registry import CASES, operators
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.cpu_only("measures the CPU")]
 
 TINY = Case("tiny", Shape(1, 2, 1, 24, 24, 8, 8))
 

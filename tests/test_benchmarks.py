@@ -27,7 +27,7 @@ from benchmarks.registry import CASES, operators
 from benchmarks.scaling import measure_scaling
 from benchmarks.worker import run_apart
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.cpu_only("measures the CPU")]
 
 SHAPE = Shape(1, 2, 1, 24, 24, 8, 8)
 TINY = Case("tiny", SHAPE, peers=("matmul",), group="tiny cases", headline=True)

@@ -19,6 +19,8 @@ import torch
 import attention_ext as ax
 from attention_ext import _C
 
+pytestmark = pytest.mark.cpu_only("about the build")
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = Path(ax.__file__).parent
 LIBRARY = PACKAGE / "libattention_ext.so"

@@ -14,6 +14,8 @@ from helpers import FLOOR
 
 from attention_ext import _C, reference
 
+pytestmark = pytest.mark.cpu_only("about instruction sets")
+
 CAPABILITIES = _C.cpu_capabilities()
 PAIRS = [*combinations(CAPABILITIES, 2)]
 

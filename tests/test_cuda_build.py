@@ -11,6 +11,8 @@ from torch.utils.cpp_extension import CUDA_HOME
 
 import attention_ext as ax
 
+pytestmark = pytest.mark.cpu_only("about the build")
+
 ROOT = Path(__file__).resolve().parents[1]
 OPERATORS = ("attention", "_attention_forward", "_attention_backward", "_pack_mask_bits", "_dropout_keep")
 OPERATORS += ("delta_rule", "_delta_rule_forward", "_delta_rule_step", "_delta_rule_backward")

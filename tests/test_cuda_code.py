@@ -9,6 +9,8 @@ from cuda_code import ARCHITECTURES, Code, blocks_that_fit
 
 import attention_ext as ax
 
+pytestmark = pytest.mark.cpu_only("about the build")
+
 BUDGETS = cuda_code.read_budget()
 
 # A loop of one product inside a loop of two, of which each round goes one of two ways and may copy.

@@ -83,6 +83,7 @@ def test_opcheck(kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("s", [Shape(2, 2, 2, 2, 100, 16, 16), Shape(1, 2, 1, 1, 500, 16, 40)])
 @pytest.mark.parametrize("bad", [False, True])
+@pytest.mark.cpu_only("threads of the CPU")
 def test_threads_change_nothing(kind, s, bad, num_threads):
     tensors = inputs(kind, s, torch.float32)
     if bad:  # in one column of one token: chunks with it go token by token, in all columns
@@ -147,7 +148,7 @@ def test_the_future_never_reaches_the_past(kind, bad):
 
 def test_autocast():
     q, k, v, beta, state = make_inputs(SMALL)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, dtype=torch.bfloat16):
         out, last = ax.delta_rule(q, k, v, beta, initial_state=state, return_state=True)
     assert (out.dtype, last.dtype) == (torch.bfloat16, torch.float32)
     low = (t.bfloat16() for t in (q, k, v))

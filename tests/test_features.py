@@ -102,7 +102,7 @@ def test_draws_follow_the_seed_and_are_saved():
     assert first.num_features == 4 * D
     torch.manual_seed(3)
     assert torch.equal(Performer(D).projection, first.projection)
-    generator = torch.Generator().manual_seed(3)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(3)
     own = Performer(D, generator=generator)
     assert torch.equal(own.projection, first.projection)
     place = own.projection.data_ptr()
@@ -207,7 +207,7 @@ def test_reduced_dtypes_and_autocast_compute_in_float32(name, dtype):
     expected = phi(x.float())
     assert expected.dtype == torch.float32
     assert torch.equal(phi(x), expected)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, torch.bfloat16):
         assert torch.equal(phi(x), expected)
         assert torch.equal(phi.queries(x), phi.queries(x.float()))
 

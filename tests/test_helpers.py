@@ -7,6 +7,8 @@ import torch
 import attention_ext as ax
 from attention_ext import reference
 
+pytestmark = pytest.mark.cpu_only("about memory of the CPU")
+
 QKV = helpers.make_qkv(helpers.SHAPES["grouped"])
 
 

@@ -16,6 +16,7 @@ PACKAGE = Path(attention_ext.__file__).parent
 LIBRARIES = ["libattention_ext.so", "_C.*.so"]
 
 pytestmark = [
+    pytest.mark.cpu_only("about instruction sets"),
     pytest.mark.skipif(
         platform.machine() != "x86_64", reason="only x86-64 has more than one instruction set here"
     ),

@@ -10,6 +10,8 @@ from torch.utils import cpp_extension
 
 import attention_ext as ax
 
+pytestmark = pytest.mark.cpu_only("a C++ program on the CPU")
+
 SOURCE = Path(__file__).parent / "libtorch" / "main.cpp"
 LIBRARY = Path(ax.__file__).parent / "libattention_ext.so"
 TORCH_LIB = Path(torch.__file__).parent / "lib"

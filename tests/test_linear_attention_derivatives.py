@@ -143,7 +143,7 @@ def test_raw_ops_raise_when_differentiated():
 
 def test_autocast():
     q, k, v = make_qkv(SMALL)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, dtype=torch.bfloat16):
         out, (S, _) = ax.linear_attention(q, k, v.double().float(), causal=True, return_state=True)
     assert out.dtype == torch.bfloat16
     assert S.dtype == torch.float32
@@ -153,6 +153,7 @@ def test_autocast():
 
 @pytest.mark.parametrize("kind", [None, *DECAYS])
 @pytest.mark.parametrize("B", [1, 8])
+@pytest.mark.cpu_only("threads of the CPU")
 def test_threads_change_nothing(kind, B, num_threads):
     s = Shape(B, 2, 2, 2, 1200 if B == 1 else 60, 16, 16)
     tensors = inputs(kind, s=s, dtype=torch.float32)

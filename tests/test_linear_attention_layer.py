@@ -174,7 +174,7 @@ def test_travels_and_compiles():
 def test_autocast():
     module = layer(causal=True, dtype=torch.float32)
     x = torch.randn(N, L, E)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, torch.bfloat16):
         out, state = module(x, x, x, return_state=True)
     assert out.dtype == torch.bfloat16
     assert {t.dtype for t in state} == {torch.float32}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.cpu_only("a process on the CPU")]
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = ("softmax", "sliding window", "linear", "retention", "gated delta")

@@ -197,7 +197,7 @@ def test_autocast_and_dropout(tokens):
     torch.nn.init.normal_(layer.global_in_proj_bias)
     x = torch.randn(1, 20, E)
     exact = layer.eval()(x, x, x)[0]
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, torch.bfloat16):
         out = layer(x, x, x)[0]
         assert out.dtype == torch.bfloat16
     assert_close(out.float(), exact, atol=0.03, rtol=0.03)

@@ -113,6 +113,7 @@ def assert_sees_what_it_says(mask, s):
 
 
 @pytest.mark.parametrize("leaf", LEAVES)
+@pytest.mark.cpu_only("tables are built on the CPU")
 def test_every_mask_sees_what_it_says(leaf):
     rng = random.Random(leaf)
     for s in ALGEBRA_SHAPES.values():
@@ -121,6 +122,7 @@ def test_every_mask_sees_what_it_says(leaf):
 
 
 @pytest.mark.parametrize("seed", range(12))
+@pytest.mark.cpu_only("tables are built on the CPU")
 def test_random_expressions_see_what_they_say(seed):
     rng = random.Random(seed)
     for s in ALGEBRA_SHAPES.values():
@@ -177,6 +179,7 @@ def test_masked_values_stay_out_of_tables():
     assert all(bool(t.grad.isfinite().all()) for t in (q, k, v))
 
 
+@pytest.mark.cpu_only("threads of the CPU")
 def test_threads_change_nothing_with_tables():
     s = Shape(1, 4, 2, 300, 300, 16, 16)
     mask = SlidingWindow(40, 0) | Global(3) | Blocks(torch.rand(s.Hq, 5, 5) > 0.7, 64)
@@ -210,6 +213,7 @@ def test_threads_change_nothing_with_tables():
     ],
     ids=repr,
 )
+@pytest.mark.cpu_only("tables are built on the CPU")
 def test_expressions_that_are_bands_store_nothing(mask, same):
     for Lq, Lk in [(9, 14), (14, 9)]:
         lowered = mask.lower(2, 2, Lq, Lk, CPU)
@@ -217,6 +221,7 @@ def test_expressions_that_are_bands_store_nothing(mask, same):
         assert torch.equal(mask.dense(Lq, Lk), same.dense(Lq, Lk))
 
 
+@pytest.mark.cpu_only("tables are built on the CPU")
 def test_only_what_needs_a_table_goes_into_it():
     lengths, keep = KeyLengths([5, 9]), KeyPadding(random_keep(2, 80))
     mask = Causal() & Global(2) & lengths & Strided(2) & keep & Strided(3)
@@ -229,11 +234,13 @@ def test_only_what_needs_a_table_goes_into_it():
         assert torch.equal(part, expected)
 
 
+@pytest.mark.cpu_only("tables are built on the CPU")
 def test_two_dilations_both_count():
     mask = Strided(90) & Strided(2, "top_left")
     assert_sees_what_it_says(mask, Shape(1, 2, 1, 70, 200, 4, 4))
 
 
+@pytest.mark.cpu_only("tables are built on the CPU")
 def test_tables_are_kept():
     mask = Causal() | Global(3)
     table = mask.lower(1, 1, 70, 70, CPU).block_table
@@ -247,6 +254,7 @@ def test_tables_are_kept():
     assert documents.lower(1, 1, 70, 70, CPU).block_table is not table
 
 
+@pytest.mark.cpu_only("tables are built on the CPU")
 def test_equal_expressions_share_a_table():
     def table(ids, *sizes):
         return (Documents(ids) | Global(1)).lower(*sizes, 70, 70, CPU).block_table
@@ -275,6 +283,7 @@ def test_tables_go_with_their_tensors():
     assert [tables.get(name) for name in "bcd"] == [None, ["c"], ["d"]]
 
 
+@pytest.mark.cpu_only("tables are built on the CPU")
 def test_long_masks_cost_what_they_hold():
     L, nb = 100_000, -(-100_000 // 64)
     blocks = torch.zeros(nb, nb, dtype=torch.bool).scatter_(1, torch.randint(0, nb, (nb, 3)), True)
@@ -311,6 +320,7 @@ def natten_window(x, size, window, dilation, causal):
         ((3, 70), (2, 9), 1, False),
     ],
 )
+@pytest.mark.cpu_only("tables are built on the CPU")
 def test_neighborhoods_follow_nattens_rule(shape, window, dilation, causal):
     mask = Neighborhood(shape, window, dilation, causal)
     length = torch.Size(mask.shape).numel()
@@ -328,6 +338,7 @@ def test_neighborhoods_follow_nattens_rule(shape, window, dilation, causal):
 # functions
 
 
+@pytest.mark.cpu_only("tables are built on the CPU")
 def test_flex_masks_round_trip():
     from torch.nn.attention.flex_attention import create_block_mask
 

@@ -23,6 +23,8 @@ from attention_ext.masks import (
     from_function,
 )
 
+pytestmark = pytest.mark.cpu_only("masks are lowered on the CPU")
+
 CPU = torch.device("cpu")
 # For 6 queries and keys.
 MAKERS = {

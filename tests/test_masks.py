@@ -11,6 +11,8 @@ from helpers import EMPTY_SHAPES, MASKS, SHAPES
 import attention_ext as ax
 from attention_ext.masks import NO_MASK, Causal, Dense, KeyLengths, KeyPadding, SlidingWindow
 
+pytestmark = pytest.mark.cpu_only("masks are lowered on the CPU")
+
 CPU = torch.device("cpu")
 KEEP = torch.tensor([[True, False, True], [False, True, True]])
 

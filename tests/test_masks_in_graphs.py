@@ -27,6 +27,8 @@ from attention_ext.masks import (
     from_function,
 )
 
+pytestmark = pytest.mark.cpu_only("looks at graphs of the CPU")
+
 CPU = torch.device("cpu")
 KEEP = torch.tensor([[True, False, True], [False, True, True]])
 

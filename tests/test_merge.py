@@ -194,7 +194,7 @@ ERRORS = [
     ),
     ([OUT], [LSE[:1]], ValueError, "lses[0]: expected shape (2, 5) as in outs, got (1, 5)"),
     ([OUT[0, 0]], [LSE[0]], ValueError, "outs[0]: expected shape (..., Lq, Dv), got (4,)"),
-    ([OUT], [LSE.to("meta")], ValueError, "lses[0]: expected the device of outs[0], cpu, got meta"),
+    ([OUT], [LSE.to("meta")], ValueError, f"lses[0]: expected the device of outs[0], {OUT.device}, got meta"),
 ]
 
 

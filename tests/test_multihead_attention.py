@@ -89,7 +89,8 @@ def test_copies(clone):
 # The same as torch.
 
 
-MODULE_INPUTS = module_inputs_torch_nn_MultiheadAttention(None, "cpu", torch.float64, True, False)
+DEVICE = torch.get_default_device()
+MODULE_INPUTS = module_inputs_torch_nn_MultiheadAttention(None, DEVICE, torch.float64, True, False)
 
 
 @pytest.mark.parametrize("index", range(len(MODULE_INPUTS)))

@@ -14,6 +14,8 @@ from multihead_attention_cases import (
 
 import attention_ext as ax
 
+pytestmark = pytest.mark.cpu_only("counts the memory of the process")
+
 
 @pytest.mark.parametrize("masks", ["none", "padding", "window", "head row"])
 @pytest.mark.parametrize("batch_first", [True, False])

@@ -44,7 +44,7 @@ def test_autocast():
     padding = torch.arange(L) >= torch.tensor([L, L - 1, L - 2])[:, None]
     for need_weights in (True, False):
         options = {"need_weights": need_weights, "key_padding_mask": padding, "attn_mask": bias}
-        with torch.autocast("cpu", dtype=torch.bfloat16), warnings.catch_warnings():
+        with torch.autocast(torch.get_default_device().type, dtype=torch.bfloat16), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             output, weights = ours(x, x, x, **options)
             expected = theirs(x, x, x, **options)

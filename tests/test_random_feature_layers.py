@@ -133,8 +133,8 @@ def test_draws_are_saved_and_renewed(name):
     assert not torch.equal(copy(x, x, x)[0], before)
     copy.load_state_dict(layer.state_dict())
     assert torch.equal(copy(x, x, x)[0], before)
-    layer.redraw(torch.Generator().manual_seed(1))
-    copy.redraw(torch.Generator().manual_seed(1))
+    layer.redraw(torch.Generator(torch.get_default_device()).manual_seed(1))
+    copy.redraw(torch.Generator(torch.get_default_device()).manual_seed(1))
     assert torch.equal(copy(x, x, x)[0], layer(x, x, x)[0])
     assert not torch.equal(layer(x, x, x)[0], before)
 
@@ -156,7 +156,7 @@ def test_training_in_bfloat16_and_a_whole_graph(name):
     whole = torch.compile(lambda x: layer(x, x, x)[0], fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(whole(x), exact)
     torch.testing.assert_close(torch.export.export(layer, (x, x, x)).module()(x, x, x)[0], exact)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, torch.bfloat16):
         out = layer(x, x, x)[0]
     assert out.dtype == torch.bfloat16
     torch.testing.assert_close(out.float(), exact, rtol=0.1, atol=0.1)

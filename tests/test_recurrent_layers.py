@@ -136,7 +136,7 @@ def test_autocast_and_low_precision(name):
     module, _ = made(name, dtype=torch.float32)
     x = torch.randn(N, L, E)
     expected = module(x)[0]
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, torch.bfloat16):
         out, state = module(x, return_state=True)
         with torch.no_grad():
             step = module.step(x[:, 0], module.new_state(N))

@@ -28,7 +28,11 @@ def assert_same_as_torchs(query, key, value, attn_mask=None, **kwargs):
 @pytest.mark.parametrize("n", range(25))
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_opinfo_samples(n, dtype):
-    samples = list(sample_inputs_scaled_dot_product_attention(None, "cpu", dtype, requires_grad=True))
+    samples = list(
+        sample_inputs_scaled_dot_product_attention(
+            None, torch.get_default_device(), dtype, requires_grad=True
+        )
+    )
     assert len(samples) == 25
     qkv, kwargs = (samples[n].input, *samples[n].args), samples[n].kwargs
     if kwargs["dropout_p"] > 0:

@@ -110,5 +110,5 @@ def test_vmap():
 
 def test_autocast():
     q, k, v = make_qkv(GROUPED)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, torch.bfloat16):
         assert attend(q, k, v).dtype == torch.bfloat16

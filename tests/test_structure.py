@@ -14,6 +14,8 @@ import torch
 
 import attention_ext as ax
 
+pytestmark = pytest.mark.cpu_only("about the source")
+
 ROOT = Path(__file__).resolve().parents[1]
 CSRC = ROOT / "csrc"
 PACKAGE = ROOT / "attention_ext"

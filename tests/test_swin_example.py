@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.cpu_only("an example on the CPU")]
 
 
 @pytest.fixture

@@ -32,6 +32,10 @@ pytestmark = [
 ]
 
 
+def seeded(number):
+    return torch.Generator(torch.get_default_device()).manual_seed(number)
+
+
 @pytest.fixture
 def never_dense(monkeypatch):
     """No mask of size Lq x Lk may be made."""
@@ -69,7 +73,7 @@ def test_parameter_gradients_equal_eager(name):
     # a left-padded query sees nothing: eager makes up an average there, so no loss may look at it
     given = inputs(name, "left")
     where = given["attention_mask"].bool()
-    weight = torch.randn(2, 9, 64, generator=torch.Generator().manual_seed(2)) * where[..., None]
+    weight = torch.randn(2, 9, 64, generator=seeded(2)) * where[..., None]
 
     def gradients(implementation):
         model.zero_grad()
@@ -233,9 +237,7 @@ def test_decoder_made_bidirectional(name):
 def test_four_dimensional_mask_decides_alone(kind):
     """Also over causality and the window of the layers."""
     model, ids = build("mistral"), tokens(2, 9)
-    keep = (
-        torch.rand(2, 4 if kind == "per head" else 1, 9, 9, generator=torch.Generator().manual_seed(3)) < 0.6
-    )
+    keep = torch.rand(2, 4 if kind == "per head" else 1, 9, 9, generator=seeded(3)) < 0.6
     keep |= torch.eye(9, dtype=torch.bool)
     additive = torch.where(keep, 0.0, torch.finfo(torch.float32).min)
     theirs = run(model, "eager", input_ids=ids, attention_mask=additive, use_cache=False)

@@ -39,9 +39,10 @@ class Blocks(Mask):
 
     @classmethod
     def from_flex(cls, block_mask: Any) -> Tiles:
-        """The same pairs as a `torch.nn.attention.flex_attention.BlockMask` on the CPU.
+        """The same pairs as a `torch.nn.attention.flex_attention.BlockMask`.
 
-        In its partial blocks its mask_mod is evaluated, once, here. The sizes are the mask's own. Raises
+        In its partial blocks its mask_mod is evaluated, once, here, on the BlockMask's device; the result
+        is on the CPU. The sizes are the mask's own. Raises
         TypeError for anything else.
         """
         return Tiles(*_function.tiles_of_flex(block_mask))
@@ -117,9 +118,10 @@ class Tiles(Mask):
 
     def _allowed(self, i: Tensor, j: Tensor, Lq: int, Lk: int) -> Tensor:
         self._check_sizes(Lq, Lk)
-        table = stored_table(self._tensors(), Lq, Lk)
+        table = stored_table([t.cpu() for t in self._tensors()], Lq, Lk)
         B, H = self.row_start.shape[:2]
-        return torch.ops.attention_ext._dense_block_table.default(table, B, H, Lq, Lk)[:, :, i[:, 0]]
+        dense = torch.ops.attention_ext._dense_block_table.default(table, B, H, Lq, Lk)
+        return dense.to(i.device)[:, :, i[:, 0]]
 
     def _lower(self, B: int, Hq: int, Lq: int, Lk: int) -> LoweredMask:
         self._check_sizes(Lq, Lk)
@@ -136,7 +138,7 @@ def from_function(fn: Any, B: int | None, H: int | None, Lq: int, Lk: int) -> Ti
 
     fn is called on integer tensors without dimensions, under torch.vmap over q and k; b and h are
     0 .. B-1 and 0 .. H-1, None as 1: the mask is the same in all rows of the batch, or heads. It is evaluated
-    here, for all pairs, 64 queries at a time; what is kept is the 64 x 64 tiles with an allowed pair. Raises
-    TypeError where fn gives no bool, ValueError for negative sizes.
+    here, for all pairs, 64 queries at a time, on torch's default device; what is kept is the 64 x 64 tiles
+    with an allowed pair, on the CPU. Raises TypeError where fn gives no bool, ValueError for negative sizes.
     """
     return Tiles(*_function.tiles_of_function(fn, B, H, Lq, Lk))

@@ -22,10 +22,10 @@ def tiles_of_function(fn: MaskMod, B: int | None, H: int | None, Lq: int, Lk: in
             raise TypeError(f"{name}: expected an integer, got {type(size).__name__}")
         if size < 0:
             raise ValueError(f"{name}: expected a size of at least 0, got {size}")
-    keys = torch.arange(Lk)
+    keys = torch.arange(Lk)  # on torch's default device, as what fn holds may be
 
     def rows(b: int, h: int, queries: Tensor) -> Tensor:
-        return _evaluate(fn, b, h, queries, keys)
+        return _evaluate(fn, b, h, queries.to(keys.device), keys).cpu()
 
     return _tiles(rows, *sizes.values())
 
@@ -42,7 +42,8 @@ def tiles_of_flex(block_mask: Any) -> TileArrays:
     full = torch.zeros_like(partial)
     if block_mask.full_kv_num_blocks is not None:
         full = _block_map(block_mask.full_kv_num_blocks, block_mask.full_kv_indices, shape)
-    key_blocks = torch.arange(Lk) // key_block
+    device = block_mask.kv_indices.device
+    key_blocks = torch.arange(Lk, device="cpu") // key_block
 
     def rows(b: int, h: int, queries: Tensor) -> Tensor:
         blocks = queries // query_block
@@ -50,7 +51,8 @@ def tiles_of_flex(block_mask: Any) -> TileArrays:
         asked = partial[b, h][blocks][:, key_blocks]
         keys = asked.any(0).nonzero()[:, 0]
         if len(keys):
-            allowed[:, keys] |= asked[:, keys] & _evaluate(block_mask.mask_mod, b, h, queries, keys)
+            said = _evaluate(block_mask.mask_mod, b, h, queries.to(device), keys.to(device))
+            allowed[:, keys] |= asked[:, keys] & said.cpu()
         return allowed
 
     return _tiles(rows, *shape[:2], Lq, Lk)
@@ -58,17 +60,15 @@ def tiles_of_flex(block_mask: Any) -> TileArrays:
 
 def _block_map(counts: Tensor, indices: Tensor, shape: tuple[int, ...]) -> Tensor:
     """bool (B, H, nq, nk) of lists of key blocks: the first counts[b, h, q] of indices[b, h, q]."""
-    if counts.device.type != "cpu":
-        raise ValueError(f"block_mask: expected a BlockMask on the CPU, got {counts.device}")
-    listed = torch.arange(indices.shape[-1]) < counts[..., None]
-    found = torch.zeros(shape, dtype=torch.int64)
-    return found.scatter_add_(-1, indices.long(), listed.long()) > 0
+    listed = torch.arange(indices.shape[-1], device=indices.device) < counts[..., None]
+    found = indices.new_zeros(shape, dtype=torch.int64)
+    return (found.scatter_add_(-1, indices.long(), listed.long()) > 0).cpu()
 
 
 def _evaluate(fn: MaskMod, b: int, h: int, queries: Tensor, keys: Tensor) -> Tensor:
     over_keys = torch.vmap(fn, in_dims=(None, None, None, 0))
     over_both = torch.vmap(over_keys, in_dims=(None, None, 0, None))
-    allowed = over_both(torch.tensor(b), torch.tensor(h), queries, keys)
+    allowed = over_both(*torch.tensor([b, h], device=keys.device), queries, keys)
     if allowed.dtype != torch.bool:
         raise TypeError(f"fn: expected a function that gives a bool, got {allowed.dtype}")
     return allowed
@@ -78,11 +78,11 @@ def _tiles(rows: Callable[[int, int, Tensor], Tensor], B: int, H: int, Lq: int, 
     """The table of what rows(b, h, queries), bool (queries, Lk), says of 64 queries at a time."""
     pack = torch.ops.attention_ext._pack_mask_bits.default
     query_tiles, key_tiles = -(-Lq // TILE), -(-Lk // TILE)
-    every = pack(torch.ones(Lk, dtype=torch.bool))[:, None]  # of a row, per key tile
-    where, kinds, maps = [], [], [torch.empty(0, TILE, dtype=torch.int64)]
+    every = pack(torch.ones(Lk, dtype=torch.bool, device="cpu"))[:, None]  # of a row, per key tile
+    where, kinds, maps = [], [], [every.new_empty(0, TILE)]
     for n in range(B * H * query_tiles if Lk else 0):
         head, tile = divmod(n, query_tiles)
-        queries = torch.arange(tile * TILE, min(Lq, (tile + 1) * TILE))
+        queries = torch.arange(tile * TILE, min(Lq, (tile + 1) * TILE), device="cpu")
         words = pack(rows(*divmod(head, H), queries)).T  # (key tiles, queries)
         seen = words.any(-1).nonzero()[:, 0]
         words = words[seen]
@@ -90,10 +90,10 @@ def _tiles(rows: Callable[[int, int, Tensor], Tensor], B: int, H: int, Lq: int, 
         where.append(torch.stack([torch.full_like(seen, n), seen], dim=1))
         kinds.append(full)
         maps.append(torch.nn.functional.pad(words[~full], (0, TILE - len(queries))))
-    where = torch.cat([torch.empty(0, 2, dtype=torch.int64), *where])
-    full = torch.cat([torch.empty(0, dtype=torch.bool), *kinds])
+    where = torch.cat([every.new_empty(0, 2), *where])
+    full = torch.cat([every.new_empty(0, dtype=torch.bool), *kinds])
     maps, index = torch.unique(torch.cat(maps), dim=0, return_inverse=True)
-    entry_maps = torch.full((len(where),), -1)
+    entry_maps = where.new_full((len(where),), -1)
     entry_maps[~full] = index
     lists, key = where[:, 0], where[:, 1]
     column = lists // max(1, query_tiles) * key_tiles + key
@@ -113,6 +113,6 @@ def _tiles(rows: Callable[[int, int, Tensor], Tensor], B: int, H: int, Lq: int, 
 def _starts(lists: Tensor, B: int, H: int, tiles: int) -> Tensor:
     """Where each of B * H * tiles lists begins, and the last of a head ends: (B, H, tiles + 1)."""
     ends = torch.bincount(lists, minlength=B * H * tiles).cumsum(0)
-    begins = torch.cat([torch.zeros(1, dtype=torch.int64), ends])
-    first = torch.arange(B * H)[:, None] * tiles
-    return begins[first + torch.arange(tiles + 1)].reshape(B, H, tiles + 1)
+    begins = torch.cat([ends.new_zeros(1), ends])
+    first = torch.arange(B * H, device=ends.device)[:, None] * tiles
+    return begins[first + torch.arange(tiles + 1, device=ends.device)].reshape(B, H, tiles + 1)

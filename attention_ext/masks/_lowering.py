@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -63,7 +63,12 @@ class Program:
 
     def block_table(self) -> list[Tensor]:
         """The argument of the operators that makes them build the table themselves."""
-        return [torch.tensor(self.code, dtype=torch.int64), *self.arrays]
+        return [host_integers(self.code), *self.arrays]
+
+
+def host_integers(values: Sequence[int]) -> Tensor:
+    """A mask program as the operators read it: on the CPU, whatever torch's default device is."""
+    return torch.tensor(values, dtype=torch.int64, device="cpu")
 
 
 def lower_program(
@@ -80,7 +85,7 @@ def lower_program(
         or not all(type(t) is Tensor for t in program.arrays)
     ):
         return program.block_table()
-    code = torch.tensor(program.code, dtype=torch.int64)
+    code = host_integers(program.code)
     if type(code) is not Tensor:  # a fake one, which must not outlive the tracing it belongs to
         return program.block_table()
     if program.arrays:
@@ -93,7 +98,7 @@ def lower_program(
 
 @lru_cache(maxsize=64)
 def _table_without_arrays(code: tuple[int, ...], Lq: int, Lk: int) -> list[Tensor]:
-    return _build([torch.tensor(code, dtype=torch.int64)], Lq, Lk)
+    return _build([host_integers(code)], Lq, Lk)
 
 
 def _build(block_table: list[Tensor], Lq: int, Lk: int) -> list[Tensor]:
@@ -121,7 +126,7 @@ def check_heads(table: list[Tensor], B: int | None, Hq: int | None) -> None:
 
 def stored_table(parts: list[Tensor], Lq: int, Lk: int) -> list[Tensor]:
     """The block_table argument of a table that is built."""
-    return [torch.tensor([TABLE, 0, 1, 2, 3, 4, Lq, Lk], dtype=torch.int64), *parts]
+    return [host_integers([TABLE, 0, 1, 2, 3, 4, Lq, Lk]), *parts]
 
 
 def meet(a: LoweredMask, b: LoweredMask) -> LoweredMask:

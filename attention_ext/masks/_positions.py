@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ._band import check_alignment
 from ._base import Mask
-from ._lowering import DOCUMENTS, GLOBAL, Program
+from ._lowering import DOCUMENTS, GLOBAL, Program, host_integers
 from ._tensor import INTEGERS, check_integers, check_tensor, smallest_of
 
 
@@ -59,7 +59,7 @@ class Global(Mask):
         if isinstance(self.tokens, int):
             program.add(GLOBAL, self.tokens, None, at_end)
         else:
-            program.add(GLOBAL, 0, torch.tensor(self.tokens, dtype=torch.int64), at_end)
+            program.add(GLOBAL, 0, host_integers(self.tokens), at_end)
 
 
 class Documents(Mask):

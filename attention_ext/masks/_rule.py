@@ -39,7 +39,7 @@ def unbounded(n: int) -> bool:
 def band_density(rule: Rule, Lq: int, Lk: int) -> float:
     """The share of the pairs that a band without dilation allows."""
     lower, upper = rule.band(Lq, Lk)[:2]
-    i = torch.arange(Lq)
+    i = torch.arange(Lq, device="cpu")
     first = torch.zeros_like(i) if unbounded(lower) else (i + lower).clamp(min=0)
     end = torch.full_like(i, Lk) if unbounded(upper) else (i + upper + 1).clamp(max=Lk)
     return float((end - first).clamp(min=0).sum()) / (Lq * Lk)

@@ -17,9 +17,11 @@ def table_density(block_table: list[Tensor], Lq: int, Lk: int) -> float:
     counts = row_start.diff(dim=-1).flatten()
     # Heads may share their lists: entries are taken list by list.
     first = row_start[..., :-1].flatten() - (counts.cumsum(0) - counts)
-    chosen = entries[torch.repeat_interleave(first, counts) + torch.arange(int(counts.sum()))]
+    chosen = entries[
+        torch.repeat_interleave(first, counts) + torch.arange(int(counts.sum()), device=counts.device)
+    ]
     tiles, index = chosen[:, 0].long(), chosen[:, 1].long()
-    rows = torch.arange(counts.shape[0]) % max(1, row_start.shape[2] - 1)
+    rows = torch.arange(counts.shape[0], device=counts.device) % max(1, row_start.shape[2] - 1)
     queries = torch.repeat_interleave((Lq - rows * TILE).clamp(max=TILE), counts)
     pairs = queries * (Lk - tiles * TILE).clamp(max=TILE)
     if len(maps):
@@ -70,7 +72,7 @@ def tile_kinds(block_table: list[Tensor], b: int = 0, h: int = 0) -> Tensor:
         at.append(n if own != 1 else 0)
     start = row_start[tuple(at)]
     chosen = entries[int(start[0]) : int(start[-1])].long()
-    rows = torch.repeat_interleave(torch.arange(len(start) - 1), start.diff())
-    kinds = torch.zeros(len(start) - 1, column_start.shape[2] - 1, dtype=torch.int64)
+    rows = torch.repeat_interleave(torch.arange(len(start) - 1, device=start.device), start.diff())
+    kinds = start.new_zeros(len(start) - 1, column_start.shape[2] - 1, dtype=torch.int64)
     kinds[rows, chosen[:, 0]] = torch.where(chosen[:, 1] == -1, 2, 1)
     return kinds

@@ -339,9 +339,13 @@ def _both(first: Mask, second: Mask | None) -> Mask:
     return first if second is None else first & second
 
 
-def only_hides(padding: Tensor, keep: Tensor) -> bool:
-    """Whether a float padding mask is known to hold only 0 and -inf, as torch's layers make of a bool one."""
-    if padding.requires_grad or padding.device.type != "cpu" or torch.compiler.is_compiling():
+def only_hides(padding: Tensor, keep: Tensor, *, wait: bool = False) -> bool:
+    """Whether a float padding mask is known to hold only 0 and -inf, as torch's layers make of a bool one.
+
+    wait: also where reading a value means to wait for the device.
+    """
+    near = padding.device.type == "cpu" or wait
+    if padding.requires_grad or not near or torch.compiler.is_compiling():
         return False
     try:
         return not bool(padding.masked_fill(~keep, 0.0).any())

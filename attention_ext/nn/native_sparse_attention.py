@@ -278,6 +278,6 @@ def _only_kept(key_padding_mask: Tensor | None) -> Tensor | None:
     keep = kept_keys(key_padding_mask)
     if keep is None or not key_padding_mask.is_floating_point() or torch.compiler.is_compiling():
         return keep
-    if not only_hides(key_padding_mask, keep):
+    if not only_hides(key_padding_mask, keep, wait=True):
         raise ValueError("key_padding_mask: expected bool, or float of 0 and -inf without a gradient")
     return keep

@@ -136,7 +136,7 @@ def _rolled(call: Call, before: list[Tensor], bins: int) -> Tensor:
     if before:
         shares = before[-1]
     else:
-        bin_of = ((torch.arange(L) + 1) * n - 1) // L
+        bin_of = ((torch.arange(L, device=call.query.device) + 1) * n - 1) // L
         shares = torch.nn.functional.one_hot(bin_of, n).to(accumulator(call.query.dtype)).expand(B, L, n)
     attended = call._replace(
         query=call.query.to(shares.dtype),

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import device
 import torch
 from cuda_code import kernel_name
 
-import attention_ext as ax
 from attention_ext._ops import delta_rule, library, linear_attention
 
 NAMESPACE = "attention_ext_emulation"
@@ -157,8 +157,5 @@ def kernels() -> Kernels:
 def missing() -> str | None:
     """Why the kernels can't run here, if they can't."""
     if MODE == "device":
-        if not torch.cuda.is_available():
-            return "torch finds no CUDA device"
-        built = ax.build_info()["cuda"]
-        return None if built.startswith("built for") else f"the CUDA kernels were {built}"
+        return device.no_cuda()
     return None if PATH.exists() else "the emulated kernels are not built: `make test-cuda-emulation` does it"
