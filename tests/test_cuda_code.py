@@ -63,7 +63,7 @@ def test_the_main_loop_has_the_fullest_block():
 def test_names_of_kernels():
     names = {
         "attn::cuda::(anonymous namespace)::pack_kernel(attn::cuda::PackCall)": "pack",
-        "void attn::cuda::split_kernel<(attn::Dtype)3, 64, true>(attn::cuda::Call)": "split<kFloat16, 64, true>",
+        "void attn::cuda::a_kernel<(attn::Dtype)3, 64, true>(attn::cuda::Call)": "a<kFloat16, 64, true>",
         "void attn::cuda::sum_kernel<attn::cuda::Plain<double> >(attn::cuda::Call)": "sum<Plain<double>>",
         "attn::cuda::helper(int)": None,
     }
