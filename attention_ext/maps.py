@@ -34,7 +34,7 @@ def attention_map(
     time, and of each tile all that is asked for; the weights themselves are kept for the chosen rows only.
 
     Args:
-        query: (B, Hq, Lq, D), (Hq, Lq, D) or (Lq, D), on the CPU, in one of the dtypes of `attention`.
+        query: (B, Hq, Lq, D), (Hq, Lq, D) or (Lq, D), in one of the dtypes of `attention`.
         key: (B, Hkv, Lk, D), or without B, or without both.
         mask, bias, scale, softcap, sinks, alibi_slopes: as in :func:`attention`.
         rows: which queries' weights to keep: integers from -Lq to Lq - 1, or "all". None keeps none.
@@ -54,12 +54,10 @@ def attention_map(
     Raises:
         RuntimeError: a derivative is asked for.
         TypeError: an argument of the wrong type or dtype.
-        ValueError: sizes, devices or numbers that don't fit; another device than the CPU.
+        ValueError: sizes, devices or numbers that don't fit.
     """
     _checks.check_tensors(query, key, key)
     device = query.device
-    if device.type not in ("cpu", "meta"):
-        raise ValueError(f"query: expected a tensor on the CPU, which alone has a kernel, got {device}")
     if device.type != "meta" and torch.is_autocast_enabled(device.type):
         query, key, _, bias = _autocast(query, key, key, bias)
     (B, Hq, Lq, Lk), bias, scale = checked_scores(

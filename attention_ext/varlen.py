@@ -54,6 +54,8 @@ def attention_varlen(
         if t.dim() != 3:
             raise ValueError(f"{name}: expected shape (total, H, D), got {tuple(t.shape)}")
     packed = Packed(mask, cu_seqlens_q, cu_seqlens_k)
+    if query.device.type != "cpu" and not isinstance(cu_seqlens_q, Tensor):
+        packed = packed.to(query.device)
     if alibi_slopes is not None and not _cut_alike(packed):
         raise ValueError("alibi_slopes: expected cu_seqlens_k to be cu_seqlens_q, got other numbers")
     result = functional.attention(

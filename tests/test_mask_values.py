@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import attention_ext as ax
+from attention_ext import masks
 from attention_ext.masks import (
     Blocks,
     Causal,
@@ -160,6 +161,39 @@ MISFITS = [
     (KeyLengths([1, 2]) | ~KeyLengths([1, 2, 3]), "mask: expected parts of one batch size, got 2 and 3"),
     (Packed(None, [0, 6], [0, 7]), "cu_seqlens_q: expected a last number of 5, the length, got 6"),
 ]
+
+
+def test_equal_masks_share_what_is_moved_to_a_device():
+    """meta stands for a GPU: the CPU builds the table, once, and it is copied once."""
+    meta = torch.device("meta")
+    first, second = ((Causal() | Global(1)).lower(2, 4, 70, 70, meta).block_table for _ in range(2))
+    assert first[0].device == CPU
+    assert all(t.device == meta for t in first[1:])
+    assert all(a is b for a, b in zip(first, second, strict=True))
+    with torch.inference_mode():
+        (mask := Strided(3) | Global(2)).lower(2, 4, 70, 70, meta)
+    assert not any(t.is_inference() for t in mask.lower(2, 4, 70, 70, meta).block_table)
+
+
+def test_tables_are_built_on_the_cpu_whatever_the_default_device_is():
+    with torch.device("meta"):
+        for tokens in (2, (1, 3)):
+            table = (Causal() | Global(tokens)).lower(1, 1, 70, 70, CPU).block_table
+            assert all(t.device == CPU for t in table)
+
+
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+def test_tiles_say_the_same(make):
+    mask = make()
+    Lk = mask.keys if isinstance(mask, Compressed) else 6
+    tiles = mask.tiles(6, Lk)
+    assert isinstance(tiles, masks.Tiles)
+    allowed = mask.dense(6, Lk)
+    assert torch.equal(tiles.dense(6, Lk).expand_as(allowed), allowed)
+    query, key = torch.randn(2, 4, 6, 8), torch.randn(2, 4, Lk, 8)
+    found = ax.attention(query, key, key, mask=tiles)
+    torch.testing.assert_close(found, ax.attention(query, key, key, mask=mask))
+    assert len(tiles.lower(2, 4, 6, Lk, CPU).block_table) == 6
 
 
 @pytest.mark.parametrize(("make", "error", "message"), WRONG, ids=[w[2] for w in WRONG])

@@ -59,8 +59,8 @@ def test_exact_scores_are_ranked_as_in_the_formula(seed):
     assert torch.equal(mask.dense(Lq, Lk), expected.dense(Lq, Lk))
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_probabilities_of_compressed_keys(seed):
+def random_compressed_call(seed):
+    """query, key, the block size, and options that fit them."""
     rng = random.Random(seed)
     torch.manual_seed(seed)
     stride = rng.choice([2, 4, 8])
@@ -77,6 +77,12 @@ def test_probabilities_of_compressed_keys(seed):
         "compressed": (length, stride, Lk),
         "scale": rng.choice([None, 0.5]),
     }
+    return query, key, block, options
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_probabilities_of_compressed_keys(seed):
+    query, key, block, options = random_compressed_call(seed)
     found = ax.select_blocks(query, key, block, 4, **options)
     expected = reference.select_blocks(query, key, block, 4, **options)
     assert torch.equal(indices_of(found), indices_of(expected))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import reference
 from .._warnings import warn_unfused
-from . import library
+from ..masks._lowering import dense_table
 from .attention_schema import DIFFERENTIABLE, BackwardCall, Call, accumulator
 
 Gradients = tuple[Tensor | None, ...]
@@ -66,7 +66,7 @@ def _allowed(call: Call) -> Tensor | None:
         parts.append((words >> (j % 64)) & 1 == 1)
     if call.block_table:
         sizes = (*call.query.shape[:3], call.key.shape[2])
-        parts.append(library.dense_block_table(call.block_table, *sizes))
+        parts.append(dense_table(call.block_table, sizes, call.query.device))
     return reduce(and_, parts) if parts else None
 
 

@@ -173,6 +173,16 @@ class Mask:
         Lk = (own[1] or Lq) if Lk is None else Lk
         return _tiles.plot_table(self._table(Lq, Lk), Lq, Lk, b, h, ax, repr(self))
 
+    def tiles(self, Lq: int, Lk: int) -> Mask:
+        """The same pairs for these lengths as a `Tiles`, the kernels' table, built here and now.
+
+        Inside torch.compile it leaves nothing to build: of a mask with tensors on a GPU a graph builds the
+        table anew in each call, which waits for the GPU and can be no part of a CUDA graph.
+        """
+        from ._blocks import Tiles
+
+        return Tiles(*self._table(Lq, Lk)[1:], Lq, Lk).to(self._device() or "cpu")
+
     def _own_sizes(self) -> tuple[int, int] | None:
         """(Lq, Lk) where the mask fits no others."""
         return None
@@ -214,10 +224,9 @@ class Mask:
             return self._lower(B, Hq, Lq, Lk)
         if torch.is_inference_mode_enabled():
             with torch.inference_mode(False):  # what is made in inference mode cannot serve in training later
-                lowered = self._lower(B, Hq, Lq, Lk)
+                lowered = self._lower(B, Hq, Lq, Lk).on(device)
         else:
-            lowered = self._lower(B, Hq, Lq, Lk)
-        lowered = lowered.on(device)
+            lowered = self._lower(B, Hq, Lq, Lk).on(device)
         made = [t for t in (*lowered[1:5], *lowered.block_table) if t is not None]
         if all(type(t) is Tensor for t in made) and not (lowered.block_table and transforms_active()):
             # No fake tensor: it must not outlive the tracing it belongs to. No table that is yet to be built.

@@ -11,7 +11,7 @@ from torch import Tensor
 from . import _function
 from ._band import check_positive
 from ._base import Mask
-from ._lowering import BLOCKS, NO_MASK, TABLE, LoweredMask, Program, check_heads, stored_table
+from ._lowering import BLOCKS, NO_MASK, TABLE, LoweredMask, Program, check_heads, dense_table, stored_table
 from ._tensor import check_tensor
 
 
@@ -118,10 +118,9 @@ class Tiles(Mask):
 
     def _allowed(self, i: Tensor, j: Tensor, Lq: int, Lk: int) -> Tensor:
         self._check_sizes(Lq, Lk)
-        table = stored_table([t.cpu() for t in self._tensors()], Lq, Lk)
+        table = stored_table(self._tensors(), Lq, Lk)
         B, H = self.row_start.shape[:2]
-        dense = torch.ops.attention_ext._dense_block_table.default(table, B, H, Lq, Lk)
-        return dense.to(i.device)[:, :, i[:, 0]]
+        return dense_table(table, (B, H, Lq, Lk), i.device)[:, :, i[:, 0]]
 
     def _lower(self, B: int, Hq: int, Lq: int, Lk: int) -> LoweredMask:
         self._check_sizes(Lq, Lk)

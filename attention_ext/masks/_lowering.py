@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from .._ops.transforms import transforms_active
+from ._kept import KeptTables
 
 UNBOUNDED = 2**62  # in a band: no limit on this side
+_on_devices = KeptTables(most=64)  # of equal masks, which share a program, one copy
 
 # Of a mask program; the numbers of csrc/cpu/mask_expression.h.
 AND, OR, NOT, PACKED, BAND, LENGTHS, BITS, DOCUMENTS, GLOBAL, BLOCKS, NEIGHBORHOOD, TABLE = range(12)
@@ -38,7 +40,13 @@ class LoweredMask(NamedTuple):
         if not self.block_table or device.type == "cpu":
             return self
         program, *arrays = self.block_table
-        return self._replace(block_table=[program, *(t.to(device) for t in arrays)])
+        key = id(program), device
+        moved = _on_devices.get(key)
+        if moved is None:
+            moved = [t.to(device) for t in arrays]
+            if all(type(t) is Tensor for t in (program, *moved)):  # no fake one of a trace
+                _on_devices.keep(key, [program], moved)
+        return self._replace(block_table=[program, *moved])
 
 
 NO_MASK = LoweredMask([], None, None, None, None, [])
@@ -127,6 +135,12 @@ def check_heads(table: list[Tensor], B: int | None, Hq: int | None) -> None:
 def stored_table(parts: list[Tensor], Lq: int, Lk: int) -> list[Tensor]:
     """The block_table argument of a table that is built."""
     return [host_integers([TABLE, 0, 1, 2, 3, 4, Lq, Lk]), *parts]
+
+
+def dense_table(block_table: list[Tensor], sizes: tuple[int, int, int, int], device: torch.device) -> Tensor:
+    """What a table or program allows, bool (B, Hq, Lq, Lk): made on the CPU, moved to the device."""
+    op = torch.ops.attention_ext._dense_block_table.default
+    return op([t.cpu() for t in block_table], *sizes).to(device)
 
 
 def meet(a: LoweredMask, b: LoweredMask) -> LoweredMask:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import functional, reference
+from .. import functional
 from .._ops import library
 from ..masks import Dense, KeyPadding, Mask
 
@@ -381,7 +381,6 @@ def _weights(
         empty = lse == -math.inf
         weights = torch.exp(scores - lse.masked_fill(empty, 0.0).unsqueeze(-1))
         if dropout_p > 0.0:
-            draw = library.dropout_keep if q.device.type == "cpu" else reference.dropout_keep
-            keep = draw(seed, dropout_p, *shape)
+            keep = library.dropout_keep(seed, dropout_p, *shape)
             weights = torch.where(keep, weights * (1.0 / (1.0 - dropout_p) if dropout_p < 1.0 else 0.0), 0.0)
     return weights.to(q.dtype)

@@ -6,7 +6,10 @@
 
 namespace attn::cuda {
 
-// All but results and the dropout seed.
-void fill_attention_on_device(const char* op, const AttentionArguments& a, AttentionParams& p);
+// All but results and the dropout seed. Returns the block table's arrays where it was built here:
+// to be kept until the kernels are launched.
+[[nodiscard]] std::vector<Tensor> fill_attention_on_device(const char* op,
+                                                           const AttentionArguments& a,
+                                                           AttentionParams& p);
 
 }  // namespace attn::cuda

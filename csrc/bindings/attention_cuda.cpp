@@ -17,9 +17,10 @@ using Arguments = AttentionArguments;
 
 bool is_double(const Arguments& a) { return a.query.scalar_type() == ScalarType::Double; }
 
-void fill(const char* op, const Arguments& a, AttentionCall& p) {
-  fill_attention_on_device(op, a, p);
+[[nodiscard]] std::vector<Tensor> fill(const char* op, const Arguments& a, AttentionCall& p) {
+  std::vector<Tensor> table = fill_attention_on_device(op, a, p);
   p.dropout_seed = attention_seed(a);
+  return table;
 }
 
 // What the splits of a forward call find, where it is cut; alive until its kernels are launched, as
@@ -37,7 +38,7 @@ std::vector<Tensor> make_split_workspace(const Arguments& a, AttentionCall& p) {
 
 std::tuple<Tensor, Tensor> forward(const char* op, const Arguments& a) {
   AttentionCall p;
-  fill(op, a, p);
+  const std::vector<Tensor> table = fill(op, a, p);
   const DeviceScope device(a.query);
   const Sizes size = sizes_of(a.query);
   Tensor out = empty_heads({size[0], size[1], size[2], p.Dv}, a.query);
@@ -135,7 +136,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> attention_backward(
       dropout_seed};
   check_no_derivative("_attention_backward", {&grad_out, grad_lse ? &*grad_lse : nullptr});
   AttentionCall p;
-  fill("_attention_backward", a, p);
+  const std::vector<Tensor> table = fill("_attention_backward", a, p);
   fill_results(a, grad_out, grad_lse, out, lse, p);
   const DeviceScope device(query);
   const std::vector<Tensor> g = make_gradients(a, needs, p);

@@ -1,9 +1,10 @@
-// attention_ext::attention_map, on the CPU.
+// attention_ext::attention_map, and its kernels on the CPU.
 #include <algorithm>
 #include <cmath>
 #include <tuple>
 
 #include "bindings/attention_cpu.h"
+#include "bindings/attention_map_arguments.h"
 #include "bindings/threads.h"
 
 namespace attn {
@@ -27,15 +28,6 @@ std::vector<MapRow> chosen_rows(const OptionalTensor& rows, int64_t Lq) {
   return chosen;
 }
 
-void fill_bins(const std::vector<int64_t>& bins, AttentionMapParams& p) {
-  check(bins.empty() || bins.size() == 2, "bins: expected 0 or 2 integers, got ", bins.size());
-  if (bins.empty()) return;
-  const auto fits = [](int64_t n, int64_t length) { return (n > 0 || length == 0) && n <= length; };
-  check(fits(bins[0], p.Lq) && fits(bins[1], p.Lk), "bins: expected 1 to Lq = ", p.Lq,
-        " and 1 to Lk = ", p.Lk, ", got ", bins[0], " and ", bins[1]);
-  p.query_bins = bins[0], p.key_bins = bins[1];
-}
-
 // What the passes leave for each other, one allocation, carved twice.
 void carve_workspace(AttentionMapParams& p, int64_t element, Arena& arena) {
   const int64_t heads = p.B * p.Hq;
@@ -46,9 +38,6 @@ void carve_workspace(AttentionMapParams& p, int64_t element, Arena& arena) {
 
 Results run(const AttentionArguments& a, const OptionalTensor& rows,
             const std::vector<int64_t>& bins) {
-  check(a.query.is_cpu(),
-        "query: expected a tensor on the CPU, where alone attention_map runs in this version, got ",
-        describe(a.query));
   AttentionMapParams p;
   BlockTableArrays built;
   fill_attention_on_cpu("attention_map", a, p, built);
@@ -56,21 +45,14 @@ Results run(const AttentionArguments& a, const OptionalTensor& rows,
   const std::vector<MapRow> chosen = chosen_rows(rows, p.Lq);
   p.rows = chosen.data();
   p.row_count = static_cast<int64_t>(chosen.size());
-  fill_bins(bins, p);
-
-  const ScalarType type = accumulator_of(a.query.scalar_type());
-  const int64_t B = a.query.size(0), Hq = a.query.size(1);
-  Tensor weights = empty({B, Hq, p.row_count, p.Lk}, type);
-  Tensor binned = empty({B, Hq, p.query_bins, p.key_bins}, type);
-  Tensor column_sums = empty({B, Hq, p.Lk}, type);
-  Tensor entropy = empty({B, Hq, p.Lq}, type), lse = empty({B, Hq, p.Lq}, type);
-  torch::stable::zero_(weights);
-  p.weights = view_of(weights), p.binned = view_of(binned);
-  p.column_sums = view_of(column_sums), p.entropy = view_of(entropy), p.lse = view_of(lse);
+  check_bins(bins, p.Lq, p.Lk);
+  if (!bins.empty()) p.query_bins = bins[0], p.key_bins = bins[1];
+  const MapResults results(a.query, p.Lk, p.row_count, bins);
+  results.fill_views(p);
 
   const AttentionKernels& kernels = attention_kernels(p);
   p.chunks = kernels.map.chunks(p);
-  const int64_t element = type == ScalarType::Double ? 8 : 4;
+  const int64_t element = a.query.scalar_type() == ScalarType::Double ? 8 : 4;
   Arena measure(nullptr);
   carve_workspace(p, element, measure);
   const Tensor workspace = empty({std::max<int64_t>(measure.used(), 1)}, ScalarType::Byte);
@@ -81,7 +63,7 @@ Results run(const AttentionArguments& a, const OptionalTensor& rows,
   run_items(kernels.map.rows, p);
   run_items(kernels.map.tiles, p);
   run_items(kernels.map.reduce, p);
-  return {weights, binned, column_sums, entropy, lse};
+  return {results.weights, results.binned, results.column_sums, results.entropy, results.lse};
 }
 
 Results attention_map(const Tensor& query, const Tensor& key, const std::vector<int64_t>& band,
@@ -116,10 +98,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(attention_ext, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(attention_ext, CPU, m) {
-  m.impl("attention_map", TORCH_BOX(&attention_map));
-}
-// To say so.
-STABLE_TORCH_LIBRARY_IMPL(attention_ext, CUDA, m) {
   m.impl("attention_map", TORCH_BOX(&attention_map));
 }
 

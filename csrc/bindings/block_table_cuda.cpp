@@ -1,9 +1,7 @@
 #include "bindings/block_table_cuda.h"
 
-#include <algorithm>
-
 #include "bindings/device_tensor_cuda.h"
-#include "cpu/mask_expression.h"
+#include "bindings/table_cache_cuda.h"
 
 namespace attn {
 
@@ -29,39 +27,79 @@ const T* data_of(const Tensor& t) {
   return static_cast<const T*>(t.data_ptr());
 }
 
-}  // namespace
-
-BlockTable device_table(const std::vector<Tensor>& block_table, int64_t B, int64_t Hq, int64_t Lq,
-                        int64_t Lk, const Tensor& beside) {
+// The arrays of the table that block_table holds, null where it holds a program yet to be built.
+const Tensor* built_arrays(const std::vector<Tensor>& block_table, int64_t Lq, int64_t Lk) {
   const Tensor& code = block_table[0];
-  const std::vector<int64_t> expected{kTableProgram, 0, 1, 2, 3, 4, Lq, Lk};
-  const auto size = static_cast<int64_t>(expected.size());
-  check(code.is_cpu() && code.is_contiguous() && code.scalar_type() == ScalarType::Long &&
-            code.dim() == 1 && code.size(0) == size && block_table.size() == 6 &&
-            std::equal(expected.begin(), expected.end(), data_of<int64_t>(code)),
-        "block_table: expected a table built for ", Lq, " queries and ", Lk,
-        " keys, as CUDA kernels can't build one: outside of graphs and transforms, masks do it");
+  if (!code.is_cpu() || block_table.size() != 6) return nullptr;
+  MaskProgram program = read_program({code});
+  program.arrays.resize(5);
+  return program.is_table(Lq, Lk) ? &block_table[1] : nullptr;
+}
+
+BlockTable table_of(const Tensor* arrays, int64_t Lq, int64_t Lk, const Tensor& beside) {
   BlockTable table;
   table.query_tiles = (Lq + kTableTile - 1) / kTableTile;
   table.key_tiles = (Lk + kTableTile - 1) / kTableTile;
-  const Tensor &row_start = block_table[1], &row_entries = block_table[2];
-  const Tensor &column_start = block_table[3], &column_entries = block_table[4];
-  const Tensor& maps = block_table[5];
+  const Tensor &row_start = arrays[0], &row_entries = arrays[1];
+  const Tensor &column_start = arrays[2], &column_entries = arrays[3], &maps = arrays[4];
   check_lists(row_start, row_entries, table.query_tiles, beside);
   check_lists(column_start, column_entries, table.key_tiles, beside);
   check_array(maps, ScalarType::Long, 2, beside);
   table.batches = row_start.size(0), table.heads = row_start.size(1);
-  check((table.batches == B || table.batches == 1) && (table.heads == Hq || table.heads == 1) &&
-            column_start.size(0) == table.batches && column_start.size(1) == table.heads &&
+  check(column_start.size(0) == table.batches && column_start.size(1) == table.heads &&
             column_entries.size(0) == row_entries.size(0) && maps.size(1) == kTableTile,
-        "block_table: expected batch size ", B, " or 1 and ", Hq, " heads or 1, got ",
-        describe(row_start), ", ", describe(column_start), " and maps ", describe(maps));
+        "block_table: expected arrays that fit each other, got ", describe(row_start), ", ",
+        describe(column_start), " and maps ", describe(maps));
   table.row_start = data_of<int64_t>(row_start);
   table.column_start = data_of<int64_t>(column_start);
   table.row_entries = data_of<TableEntry>(row_entries);
   table.column_entries = data_of<TableEntry>(column_entries);
   table.maps = data_of<uint64_t>(maps);
   table.entry_count = row_entries.size(0), table.map_count = maps.size(0);
+  return table;
+}
+
+void check_not_capturing(const DeviceScope& device) {
+  check(!device.is_capturing(),
+        "block_table: a mask's table is built on the CPU, which a CUDA graph cannot capture; make "
+        "the same call before the capture, or, where the mask holds tensors, use "
+        "mask.tiles(Lq, Lk), which builds it once");
+}
+
+// The table of a program, on the device of `beside`: one that was kept, or a new one.
+std::vector<Tensor> build(const std::vector<Tensor>& block_table, int64_t Lq, int64_t Lk,
+                          const Tensor& beside) {
+  const DeviceScope device(beside);
+  const torch::stable::Device cpu(torch::headeronly::DeviceType::CPU);
+  std::vector<Tensor> on_host;
+  for (const Tensor& t : block_table) {
+    if (!t.is_cpu()) check_not_capturing(device);
+    on_host.push_back(t.is_cpu() ? t : torch::stable::to(t, cpu));
+  }
+  const MaskProgram program = read_program(on_host);
+  TableKey key(program, Lq, Lk, beside.get_device_index(), device.stream());
+  if (auto kept = find_table(key, device.is_capturing())) return *kept;
+  check_not_capturing(device);
+  std::vector<Tensor> table;
+  for (const Tensor& t : table_tensors(program.build(Lq, Lk)))
+    table.push_back(torch::stable::to(t, beside.device()));
+  keep_table(std::move(key), table);
+  return table;
+}
+
+}  // namespace
+
+BlockTable device_table(const std::vector<Tensor>& block_table, int64_t B, int64_t Hq, int64_t Lq,
+                        int64_t Lk, const Tensor& beside, std::vector<Tensor>& built) {
+  const Tensor* arrays = built_arrays(block_table, Lq, Lk);
+  if (!arrays) {
+    built = build(block_table, Lq, Lk, beside);
+    arrays = built.data();
+  }
+  const BlockTable table = table_of(arrays, Lq, Lk, beside);
+  check((table.batches == B || table.batches == 1) && (table.heads == Hq || table.heads == 1),
+        "mask: expected batch size ", B, " or 1 and ", Hq, " heads or 1, got ", table.batches,
+        " and ", table.heads);
   return table;
 }
 

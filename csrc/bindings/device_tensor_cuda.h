@@ -12,6 +12,7 @@ class DeviceScope {
  public:
   explicit DeviceScope(const Tensor& t);
   void* stream() const { return stream_; }  // the current one of the device
+  bool is_capturing() const;                // into a CUDA graph
 
  private:
   std::optional<torch::stable::accelerator::DeviceGuard> guard_;

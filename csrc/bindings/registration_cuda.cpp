@@ -1,7 +1,9 @@
 #include "bindings/attention_cuda.h"
+#include "bindings/attention_map_cuda.h"
 #include "bindings/delta_operators.h"
 #include "bindings/linear_cuda.h"
 #include "bindings/linear_operators.h"
+#include "bindings/select_blocks_cuda.h"
 
 STABLE_TORCH_LIBRARY_IMPL(attention_ext, CUDA, m) {
   m.impl("attention", TORCH_BOX(&attn::cuda::attention));
@@ -9,6 +11,8 @@ STABLE_TORCH_LIBRARY_IMPL(attention_ext, CUDA, m) {
   m.impl("_attention_backward", TORCH_BOX(&attn::cuda::attention_backward));
   m.impl("_pack_mask_bits", TORCH_BOX(&attn::cuda::pack_mask_bits));
   m.impl("_dropout_keep", TORCH_BOX(&attn::cuda::dropout_keep));
+  m.impl("attention_map", TORCH_BOX(&attn::cuda::attention_map));
+  m.impl("select_blocks", TORCH_BOX(&attn::cuda::select_blocks));
   using LinearAttention = attn::LinearAttentionOperators<attn::LinearOnCuda>;
   m.impl("linear_attention", TORCH_BOX(&LinearAttention::attention));
   m.impl("_linear_attention_forward", TORCH_BOX(&LinearAttention::forward));

@@ -84,6 +84,13 @@ struct MapRow {
   int64_t row, place;
 };
 
+// Positions 0 .. length-1 in bins of nearly the same size.
+struct Bins {
+  int64_t length, count;
+  ATTN_HD int64_t begin(int64_t bin) const { return bin * length / count; }
+  ATTN_HD int64_t of(int64_t position) const { return ((position + 1) * count - 1) / length; }
+};
+
 // Attention maps: what is made of the weights p = exp(s - lse) of the forward pass.
 struct AttentionMapParams : AttentionParams {
   const MapRow* rows = nullptr;  // in ascending order

@@ -8,12 +8,6 @@
 constexpr int kMapRows = 64;               // that a visit of a key block takes together
 constexpr int64_t kMapBlocksPerChunk = 8;  // at least
 
-// Positions 0 .. length-1 in bins of nearly the same size.
-struct Bins {
-  int64_t length, count;
-  int64_t begin(int64_t bin) const { return bin * length / count; }
-  int64_t of(int64_t position) const { return ((position + 1) * count - 1) / length; }
-};
 inline Bins query_bins(const AttentionMapParams& p) { return {p.Lq, max64(1, p.query_bins)}; }
 inline Bins key_bins(const AttentionMapParams& p) { return {p.Lk, max64(1, p.key_bins)}; }
 

@@ -1,14 +1,12 @@
 // Which memory the kernels may touch, from the parameters that they get.
 #include <algorithm>
 
-#include "buffers.h"
-#include "cuda/attention.h"
+#include "attention_buffers.h"
 #include "cuda/elementwise.h"
 
 using cuda_emulation::Buffers;
 
-template <>
-void cuda_emulation::declare_buffers(const attn::cuda::AttentionCall& p) {
+Buffers attention_buffers(const attn::cuda::AttentionCall& p) {
   Buffers buffers;
   const bool backward = static_cast<bool>(p.grad_out);
   const int64_t query[4] = {p.B, p.Hq, p.Lq, p.D}, key[4] = {p.B, p.Hkv, p.Lk, p.D};
@@ -60,7 +58,12 @@ void cuda_emulation::declare_buffers(const attn::cuda::AttentionCall& p) {
               p.plan.bias_slots * size[0] * size[1] * size[2] * size[3] * element, true);
   buffers.add("split_out", p.split_out, p.splits.count * rows * p.Dv * element, true);
   buffers.add("split_lse", p.split_lse, p.splits.count * rows * element, true);
-  set_buffers(std::move(buffers.list));
+  return buffers;
+}
+
+template <>
+void cuda_emulation::declare_buffers(const attn::cuda::AttentionCall& p) {
+  set_buffers(attention_buffers(p).list);
 }
 
 template <>

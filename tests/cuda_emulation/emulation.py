@@ -14,13 +14,12 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import device
 import torch
 from cuda_code import kernel_name
 
-from attention_ext._ops import delta_rule, library, linear_attention
+import attention_ext  # noqa: F401  whose operators these take the place of
 
 NAMESPACE = "attention_ext_emulation"
 MODE = os.environ.get("ATTENTION_EXT_EMULATION", "plain")
@@ -29,10 +28,13 @@ FOLDER = Path(
 )
 PATH = FOLDER / MODE / "liboperators.so"
 OPERATORS = (
+    "attention",
     "_attention_forward",
     "_attention_backward",
     "_pack_mask_bits",
     "_dropout_keep",
+    "attention_map",
+    "select_blocks",
     "_linear_attention_forward",
     "_linear_attention_backward",
     "_linear_attention_step",
@@ -54,6 +56,9 @@ class Kernels:
     def set_architecture(self, number: int) -> None:
         """Which one the emulator says that kernels are compiled for: 80 is sm_80."""
 
+    def set_capturing(self, on: bool) -> None:
+        """Whether the emulator says that its stream is being captured into a CUDA graph."""
+
     def findings(self) -> list[str]:
         """What the checks found since the last call."""
         return []
@@ -74,24 +79,14 @@ class Kernels:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """While it lasts, attention_ext runs these operators instead of its own."""
-        with (
-            mock.patch.object(library, "forward", self.operator("_attention_forward")),
-            mock.patch.object(library, "backward", self.operator("_attention_backward")),
-            mock.patch.object(library, "pack_mask_bits", self.operator("_pack_mask_bits")),
-            mock.patch.object(library, "dropout_keep", self.operator("_dropout_keep")),
-            mock.patch.object(
-                linear_attention.operator, "forward", self.operator("_linear_attention_forward")
-            ),
-            mock.patch.object(
-                linear_attention.operator, "backward", self.operator("_linear_attention_backward")
-            ),
-            mock.patch.object(library, "linear_step", self.operator("_linear_attention_step")),
-            mock.patch.object(delta_rule.operator, "forward", self.operator("_delta_rule_forward")),
-            mock.patch.object(delta_rule.operator, "backward", self.operator("_delta_rule_backward")),
-            mock.patch.object(library, "delta_step", self.operator("_delta_rule_step")),
-        ):
+        """While it lasts, these operators take the place of those that attention_ext has for CPU tensors."""
+        library = torch.library.Library("attention_ext", "IMPL")
+        for name in OPERATORS:
+            library.impl(name, self.operator(name), "CPU", allow_override=True)
+        try:
             yield
+        finally:
+            library._destroy()
 
 
 class Launch(ctypes.Structure):
@@ -109,6 +104,7 @@ class Emulator(Kernels):
         self._library = ctypes.CDLL(str(PATH))
         self._library.emulation_set_seed.argtypes = [ctypes.c_uint64]
         self._library.emulation_set_architecture.argtypes = [ctypes.c_int]
+        self._library.emulation_set_capturing.argtypes = [ctypes.c_bool]
         self._library.emulation_is_checked.restype = ctypes.c_bool
         self._library.emulation_next_diagnostic.restype = ctypes.c_char_p
         self._library.emulation_launches.restype = ctypes.POINTER(Launch)
@@ -119,6 +115,9 @@ class Emulator(Kernels):
 
     def set_architecture(self, number: int) -> None:
         self._library.emulation_set_architecture(number)
+
+    def set_capturing(self, on: bool) -> None:
+        self._library.emulation_set_capturing(on)
 
     def findings(self) -> list[str]:
         texts = iter(self._library.emulation_next_diagnostic, None)

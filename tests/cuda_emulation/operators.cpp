@@ -3,18 +3,26 @@
 #include <cuda_emulation.h>
 
 #include "bindings/attention_cuda.h"
+#include "bindings/attention_map_cuda.h"
 #include "bindings/delta_operators.h"
 #include "bindings/device_tensor_cuda.h"
 #include "bindings/linear_cuda.h"
 #include "bindings/linear_operators.h"
+#include "bindings/select_blocks_cuda.h"
+
+static bool capturing = false;
 
 attn::DeviceScope::DeviceScope(const Tensor&) {}
+bool attn::DeviceScope::is_capturing() const { return capturing; }
 
 STABLE_TORCH_LIBRARY_IMPL(attention_ext_emulation, CPU, m) {
+  m.impl("attention", TORCH_BOX(&attn::cuda::attention));
   m.impl("_attention_forward", TORCH_BOX(&attn::cuda::attention_forward));
   m.impl("_attention_backward", TORCH_BOX(&attn::cuda::attention_backward));
   m.impl("_pack_mask_bits", TORCH_BOX(&attn::cuda::pack_mask_bits));
   m.impl("_dropout_keep", TORCH_BOX(&attn::cuda::dropout_keep));
+  m.impl("attention_map", TORCH_BOX(&attn::cuda::attention_map));
+  m.impl("select_blocks", TORCH_BOX(&attn::cuda::select_blocks));
   using LinearAttention = attn::LinearAttentionOperators<attn::LinearOnCuda>;
   m.impl("_linear_attention_forward", TORCH_BOX(&LinearAttention::forward));
   m.impl("_linear_attention_step", TORCH_BOX(&LinearAttention::step));
@@ -32,6 +40,9 @@ ATTN_EXPORT void emulation_set_seed(uint64_t seed) { cuda_emulation::options().s
 ATTN_EXPORT void emulation_set_architecture(int number) {
   cuda_emulation::options().architecture = number;
 }
+
+// Whether streams are being captured into a CUDA graph.
+ATTN_EXPORT void emulation_set_capturing(bool on) { capturing = on; }
 
 ATTN_EXPORT bool emulation_is_checked() { return cuda_emulation::checked(); }
 
