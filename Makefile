@@ -57,7 +57,7 @@ test-aarch64:
 	$(MAKE) -C tests/cpp -j$(MAX_JOBS) aarch64
 
 # The CUDA kernels on the CPU, from their own source: first plain, in two schedules, then checked for races and
-# wrong accesses. Needs neither nvcc nor a GPU.
+# wrong accesses. Needs neither nvcc nor a GPU; where nvcc is found, the same tests also run the PTX that it makes.
 EMULATION := PYTHON=$(abspath $(PY)) -C tests/cuda_emulation
 test-cuda-emulation: export OMP_NUM_THREADS := 1
 test-cuda-emulation: build $(STAMPS)/test
@@ -65,6 +65,9 @@ test-cuda-emulation: build $(STAMPS)/test
 	$(MAKE) $(EMULATION) emulator
 	ATTENTION_EXT_EMULATION=plain $(PYTEST) tests/cuda_emulation
 	ATTENTION_EXT_EMULATION=checked $(PYTEST) tests/cuda_emulation
+	$(MAKE) $(EMULATION) -j$(MAX_JOBS) ptx
+	ATTENTION_EXT_EMULATION=ptx $(PYTEST) tests/cuda_emulation
+	ATTENTION_EXT_EMULATION=ptx PYTHONPATH=$(CURDIR) $(PY) tests/cuda_emulation/ptx_kernels.py
 
 # The same tests on a GPU, and some under compute-sanitizer where it is installed; skipped where there is no GPU.
 test-cuda: build $(STAMPS)/test

@@ -9,7 +9,11 @@ namespace {
 
 constexpr int kThreads = 256;
 
+int64_t blocks_for(int64_t items) { return (items + kThreads - 1) / kThreads; }
+
 ATTN_DEVICE int64_t thread_item() { return int64_t{blockIdx.x} * kThreads + threadIdx.x; }
+
+}  // namespace
 
 __global__ void __launch_bounds__(kThreads) pack_kernel(const __grid_constant__ PackCall p) {
   const int64_t at = thread_item(), words_in_row = (p.Lk + 63) / 64;
@@ -31,10 +35,6 @@ __global__ void __launch_bounds__(kThreads) keep_kernel(const __grid_constant__ 
   for (int64_t j = 4 * group; j < min64(4 * group + 4, p.Lk); ++j)
     p.keep[row * p.Lk + j] = bits >> (j % 4) & 1;
 }
-
-int64_t blocks_for(int64_t items) { return (items + kThreads - 1) / kThreads; }
-
-}  // namespace
 
 void pack_mask_bits(const PackCall& p, Stream stream) {
   launch(pack_kernel, blocks_for(p.words_in_all), kThreads, 0, stream, p);

@@ -223,10 +223,9 @@ void launch(void (*kernel)(Params), int64_t blocks, int threads, size_t shared_b
                              cudaGetErrorString(error));
 #else
   (void)stream;
-  cuda_emulation::declare_buffers(params);
   cuda_emulation::note_launch(reinterpret_cast<const void*>(kernel), threads, shared_bytes);
-  cuda_emulation::launch({static_cast<unsigned>(blocks)}, {static_cast<unsigned>(threads)},
-                         shared_bytes, [&] { kernel(params); });
+  cuda_emulation::launch_kernel(kernel, {static_cast<unsigned>(blocks)},
+                                {static_cast<unsigned>(threads)}, shared_bytes, params);
 #endif
 }
 

@@ -1,7 +1,7 @@
 """The CUDA operators on CPU tensors: the kernels and bindings that ship, compiled for the emulator.
 
-ATTENTION_EXT_EMULATION chooses one a process: plain (the default), checked, or device, a real GPU that the
-tensors travel to and back.
+ATTENTION_EXT_EMULATION chooses one a process: plain (the default); checked; ptx, which runs what nvcc made
+of the kernels, once an architecture; or device, a real GPU that the tensors travel to and back.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ MODE = os.environ.get("ATTENTION_EXT_EMULATION", "plain")
 FOLDER = Path(
     os.environ.get("ATTENTION_EXT_EMULATION_FOLDER", Path(__file__).parents[2] / "build/cuda_emulation")
 )
-PATH = FOLDER / MODE / "liboperators.so"
+PATH = FOLDER / ("plain" if MODE == "ptx" else MODE) / "liboperators.so"
+# Where there is PTX of the kernels, a folder for each architecture; and what tests leave of it.
+PTX = sorted({file.parent for file in FOLDER.glob("ptx/sm_*/*.ptx")})
+PTX_RUN = FOLDER / "ptx" / "run"
 OPERATORS = (
     "attention",
     "_attention_forward",
@@ -59,8 +62,15 @@ class Kernels:
     def set_capturing(self, on: bool) -> None:
         """Whether the emulator says that its stream is being captured into a CUDA graph."""
 
+    def load_ptx(self, folder: Path) -> None:
+        """In ptx mode: runs kernels from the PTX of this folder."""
+
     def findings(self) -> list[str]:
         """What the checks found since the last call."""
+        return []
+
+    def kernels_run(self) -> list[str]:
+        """Those that were run from PTX, as sm_80/name."""
         return []
 
     def launches(self) -> dict[str, list[int]]:
@@ -108,6 +118,9 @@ class Emulator(Kernels):
         self._library.emulation_is_checked.restype = ctypes.c_bool
         self._library.emulation_next_diagnostic.restype = ctypes.c_char_p
         self._library.emulation_launches.restype = ctypes.POINTER(Launch)
+        self._library.emulation_interpret_ptx.argtypes = [ctypes.c_char_p]
+        self._library.emulation_interpret_ptx.restype = ctypes.c_char_p
+        self._library.emulation_ptx_kernels_run.restype = ctypes.c_char_p
         assert self._library.emulation_is_checked() == (MODE == "checked")
 
     def set_schedule(self, seed: int) -> None:
@@ -118,6 +131,14 @@ class Emulator(Kernels):
 
     def set_capturing(self, on: bool) -> None:
         self._library.emulation_set_capturing(on)
+
+    def load_ptx(self, folder: Path) -> None:
+        if error := self._library.emulation_interpret_ptx(str(folder).encode()):
+            raise RuntimeError(error.decode())
+
+    def kernels_run(self) -> list[str]:
+        paths = self._library.emulation_ptx_kernels_run().decode().splitlines()
+        return ["/".join(Path(path).parts[-2:]) for path in paths]
 
     def findings(self) -> list[str]:
         texts = iter(self._library.emulation_next_diagnostic, None)
@@ -159,4 +180,6 @@ def missing() -> str | None:
     """Why the kernels can't run here, if they can't."""
     if MODE == "device":
         return device.no_cuda()
+    if MODE == "ptx" and not PTX:
+        return "there is no PTX of the kernels: `make test-cuda-emulation` makes it where it finds nvcc"
     return None if PATH.exists() else "the emulated kernels are not built: `make test-cuda-emulation` does it"

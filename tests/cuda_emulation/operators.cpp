@@ -2,6 +2,8 @@
 // defines the schemas (conftest.py); the emulator's options and findings are plain C functions.
 #include <cuda_emulation.h>
 
+#include "ptx/interpreter.h"
+
 #include "bindings/attention_cuda.h"
 #include "bindings/attention_map_cuda.h"
 #include "bindings/delta_operators.h"
@@ -58,5 +60,26 @@ ATTN_EXPORT const char* emulation_next_diagnostic() {
   if (found.empty()) return nullptr;
   text = found.front().kind + ": " + found.front().text;
   found.erase(found.begin());
+  return text.c_str();
+}
+
+// Launches run the kernels from the PTX of this folder; "" ends that. Returns what is wrong, or
+// null.
+ATTN_EXPORT const char* emulation_interpret_ptx(const char* folder) {
+  static std::string text;
+  try {
+    ptx::interpret(folder);
+    return nullptr;
+  } catch (const std::exception& error) {
+    text = error.what();
+    return text.c_str();
+  }
+}
+
+// "folder/name" of each kernel that has been run from PTX, a line each.
+ATTN_EXPORT const char* emulation_ptx_kernels_run() {
+  static std::string text;
+  text.clear();
+  for (const std::string& name : ptx::kernels_run()) text += name + "\n";
   return text.c_str();
 }

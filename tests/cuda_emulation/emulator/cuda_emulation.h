@@ -19,10 +19,21 @@ struct uint3 {
 
 namespace cuda_emulation {
 
+// What a device is told.
+struct Command {
+  const void* kernel;
+  dim3 grid, block;
+  size_t shared_bytes;
+  const void* parameters;
+  size_t parameter_bytes;
+};
+
 struct Options {
   uint64_t seed = 0;             // 0: threads take turns; else a random schedule
   size_t max_shared = 99 << 10;  // of a block, on the smallest of the targets
   int architecture = 80;         // that kernels are compiled for, as in sm_80
+  // If set, runs kernels in place of their code on the host.
+  void (*run_elsewhere)(const Command&) = nullptr;
 };
 Options& options();
 
@@ -42,6 +53,8 @@ struct Buffer {
   bool writable;
 };
 void set_buffers(std::vector<Buffer> buffers);
+// The one that has all of these bytes, or null.
+const Buffer* buffer_at(const void* address, size_t bytes);
 // Calls set_buffers with all that a kernel of these parameters may touch: whoever emulates a kernel
 // specialises it.
 template <class Params>
@@ -70,6 +83,17 @@ void run_grid(dim3 grid, dim3 block, size_t shared_bytes, void (*run)(void*), vo
 template <class F>
 void launch(dim3 grid, dim3 block, size_t shared_bytes, F kernel) {
   run_grid(grid, block, shared_bytes, [](void* f) { (*static_cast<F*>(f))(); }, &kernel);
+}
+
+template <class Params>
+void launch_kernel(void (*kernel)(Params), dim3 grid, dim3 block, size_t shared_bytes,
+                   const Params& params) {
+  declare_buffers(params);
+  if (const auto run_elsewhere = options().run_elsewhere)
+    run_elsewhere(
+        {reinterpret_cast<const void*>(kernel), grid, block, shared_bytes, &params, sizeof params});
+  else
+    launch(grid, block, shared_bytes, [&] { kernel(params); });
 }
 
 // All threads of the block arrive; returns whether any came with `vote`.

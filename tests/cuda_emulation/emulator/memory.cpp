@@ -102,6 +102,16 @@ void check_shared(ptrdiff_t offset, unsigned bytes, bool write, const void* pc, 
   touch_all(shared_cells, offset, bytes, write, pc, whole_warp, "shared memory");
 }
 
+Region* region_at(const void* address, size_t bytes) {
+  const auto* at = static_cast<const unsigned char*>(address);
+  Region* found = nullptr;
+  for (Region& r : regions) {
+    const auto* data = static_cast<const unsigned char*>(r.buffer.data);
+    if (data <= at && at + bytes <= data + r.buffer.bytes) found = &r;
+  }
+  return found;
+}
+
 bool is_readable_elsewhere(const void* address) {
   const auto at = reinterpret_cast<uintptr_t>(address);
   return std::any_of(readable.begin(), readable.end(),
@@ -110,11 +120,7 @@ bool is_readable_elsewhere(const void* address) {
 
 void check_global(const unsigned char* at, unsigned bytes, bool write, const void* pc,
                   bool whole_warp) {
-  Region* region = nullptr;
-  for (Region& r : regions) {
-    const auto* data = static_cast<const unsigned char*>(r.buffer.data);
-    if (data <= at && at + bytes <= data + r.buffer.bytes) region = &r;
-  }
+  Region* region = region_at(at, bytes);
   if (!region) {
     if (!write && is_readable_elsewhere(at)) return;
     report("global bounds",
@@ -156,6 +162,11 @@ bool checked() { return any_checked; }
 void set_buffers(std::vector<Buffer> buffers) {
   regions.clear();
   for (Buffer& b : buffers) regions.push_back({std::move(b), {}});
+}
+
+const Buffer* buffer_at(const void* address, size_t bytes) {
+  const Region* region = region_at(address, bytes);
+  return region ? &region->buffer : nullptr;
 }
 
 void begin_launch_memory() {

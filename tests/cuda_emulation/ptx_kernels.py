@@ -1,0 +1,29 @@
+"""Whether the tests have run every kernel of the PTX: fails, and names those they have not.
+
+python ptx_kernels.py      After the tests, with ATTENTION_EXT_EMULATION=ptx, of this folder.
+"""
+
+import re
+import sys
+
+from emulation import PTX, PTX_RUN
+
+
+def main() -> None:
+    if not PTX:
+        print("PTX: none was made, so no kernel of it was run")
+        return
+    compiled = {
+        f"{folder.name}/{name}"
+        for folder in PTX
+        for file in folder.glob("*.ptx")
+        for name in re.findall(r"\.entry\s+(\w+)", file.read_text())
+    }
+    run = {name for file in PTX_RUN.glob("*.txt") for name in file.read_text().split()}
+    if not_run := sorted(compiled - run):
+        sys.exit("\n".join([f"PTX: {len(not_run)} of {len(compiled)} kernels were not run:", *not_run]))
+    print(f"PTX: all {len(compiled)} kernels of {', '.join(f.name for f in PTX)} were run")
+
+
+if __name__ == "__main__":
+    main()
