@@ -67,7 +67,7 @@ test-cuda-emulation: build $(STAMPS)/test
 	ATTENTION_EXT_EMULATION=checked $(PYTEST) tests/cuda_emulation
 	$(MAKE) $(EMULATION) -j$(MAX_JOBS) ptx
 	ATTENTION_EXT_EMULATION=ptx $(PYTEST) tests/cuda_emulation
-	ATTENTION_EXT_EMULATION=ptx PYTHONPATH=$(CURDIR) $(PY) tests/cuda_emulation/ptx_kernels.py
+	$(if $(PYTEST_ARGS),,ATTENTION_EXT_EMULATION=ptx PYTHONPATH=tests $(PY) tests/cuda_emulation/ptx_kernels.py)
 
 # The same tests on a GPU, and some under compute-sanitizer where it is installed; skipped where there is no GPU.
 test-cuda: build $(STAMPS)/test

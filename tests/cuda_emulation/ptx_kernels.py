@@ -1,6 +1,6 @@
 """Whether the tests have run every kernel of the PTX: fails, and names those they have not.
 
-python ptx_kernels.py      After the tests, with ATTENTION_EXT_EMULATION=ptx, of this folder.
+PYTHONPATH=tests python tests/cuda_emulation/ptx_kernels.py      after the tests of this folder in ptx mode
 """
 
 import re

@@ -1,4 +1,4 @@
-// Shared memory as whole warps read it.
+// Addresses of shared memory, for what a whole warp reads at once.
 #pragma once
 
 #include "warp.h"
