@@ -29,7 +29,8 @@ struct HeadScores {
   int64_t b, h;  // of a group: its first head
   std::conditional_t<kGroup, GroupRows, Rows> query;
   Rows key;
-  Range within;  // keys of a group, from a tile's first one on
+  uint32_t group;  // its heads
+  Range within;    // its keys, from a tile's first one on
   T scale, softcap, slope;
   Dropout dropout;
 
@@ -40,6 +41,7 @@ struct HeadScores {
         h(head),
         query(query_rows()),
         key(rows_of(p.key, b, h / p.group(), p.Lk, p.D)),
+        group(static_cast<uint32_t>(kGroup ? p.group() : 1)),
         within(of_keys),
         scale(static_cast<T>(p.score.scale)),
         softcap(static_cast<T>(p.score.softcap)),
@@ -54,14 +56,14 @@ struct HeadScores {
     return load_element<T>(p.sinks.at(0, h, 0), p.sinks.dtype);
   }
 
-  ATTN_DEVICE int64_t row_count() const { return kGroup ? p.Lq * p.group() : p.Lq; }
+  ATTN_DEVICE int64_t row_count() const { return kGroup ? p.Lq * group : p.Lq; }
   ATTN_DEVICE int64_t query_of(int64_t row) const {
-    return kGroup ? static_cast<uint32_t>(row) / static_cast<uint32_t>(p.group()) : row;
+    return kGroup ? static_cast<uint32_t>(row) / group : row;
   }
   ATTN_DEVICE int64_t head_of(int64_t row) const {
-    return kGroup ? h + static_cast<uint32_t>(row) % static_cast<uint32_t>(p.group()) : h;
+    return kGroup ? h + static_cast<uint32_t>(row) % group : h;
   }
-  ATTN_DEVICE Range heads() const { return {h, h + (kGroup ? p.group() : 1)}; }
+  ATTN_DEVICE Range heads() const { return {h, h + (kGroup ? group : 1)}; }
   // Those that exist.
   ATTN_DEVICE Range queries_of(Range rows) const {
     if constexpr (!kGroup) return {rows.begin, min64(rows.end, p.Lq)};

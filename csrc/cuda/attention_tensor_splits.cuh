@@ -14,6 +14,7 @@ template <int kColumns>
 struct SplitShape {
   using Tile = SharedTile<kColumns>;
   static constexpr int kThreads = 128, kWarps = kThreads / 32;
+  static constexpr int kBlocks = kColumns <= 128 ? 3 : 1;  // at a time
   static constexpr int kRowTiles = 1, kRows = kSplitRows;
   static constexpr int kKeys = kColumns <= 128 ? 64 : 32;  // of a tile
   static constexpr int kWarpKeys = 16;                     // that a warp computes with at a time
@@ -44,7 +45,7 @@ class WarpSums {
  public:
   static constexpr int kCount = 4 + 4 * std::extent_v<decltype(Softmax::out), 1>;
 
-  static constexpr int bytes(int warps) { return warps * kCount * 32 * 4; }
+  static constexpr int kBytes = kCount * 32 * sizeof(float);
 
   ATTN_DEVICE WarpSums(unsigned char* shared, int warp)
       : at_(reinterpret_cast<float*>(shared) + warp * kCount * 32 + lane_in_warp()) {}
@@ -86,7 +87,7 @@ ATTN_DEVICE void tensor_split(const AttentionCall& p, unsigned char* shared) {
   using Shape = SplitShape<kColumns>;
   using Tile = typename Shape::Tile;
   using Softmax = WarpSoftmax<kDtype, Shape, GroupScores<float>>;
-  static_assert(WarpSums<Softmax>::bytes(Shape::kWarps) <= Shape::kSharedBytes);
+  static_assert(Shape::kWarps * WarpSums<Softmax>::kBytes <= Shape::kSharedBytes);
   const SplitItem item(p, blockIdx.x);
   const GroupScores<float> head(p, item.b, item.h, item.keys(p));
   const WarpShare share(head.row_count() - item.row);
@@ -123,7 +124,7 @@ ATTN_DEVICE void tensor_split(const AttentionCall& p, unsigned char* shared) {
 }
 
 template <Dtype kDtype, int kColumns>
-__global__ void __launch_bounds__(SplitShape<kColumns>::kThreads)
+__global__ void __launch_bounds__(SplitShape<kColumns>::kThreads, SplitShape<kColumns>::kBlocks)
     attention_tensor_split_kernel(const __grid_constant__ AttentionCall p) {
   if constexpr (kTensorCores) {
     ATTN_SHARED(shared);
