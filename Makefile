@@ -75,7 +75,7 @@ test-cuda-emulation: build $(STAMPS)/test
 
 # On a GPU: all tests of operators, masks and layers; those of the kernels; some under compute-sanitizer, where it is
 # installed. Skipped where there is no GPU.
-SANITIZED := tests/cuda_emulation -k 'test_shapes or test_terms'
+SANITIZED := tests/cuda_emulation -k 'test_shapes or test_terms or test_exact_scores'
 test-cuda: build $(STAMPS)/test
 	ATTENTION_EXT_TEST_DEVICE=cuda $(PY) -m pytest tests --ignore=tests/cuda_emulation $(PYTEST_ARGS)
 	ATTENTION_EXT_EMULATION=device $(PY) -m pytest tests/cuda_emulation $(PYTEST_ARGS)

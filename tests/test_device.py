@@ -42,6 +42,27 @@ refused("has no kernel for pretend", lambda: torch.ops.attention_ext._build_bloc
 mask = ax.masks.KeyLengths([4]).to("cpu")
 refused("query's device pretend:0, got cpu", lambda: ax.attention(*made, mask=mask))
 """
+TRAVEL = """
+import emulation, pretend_device, torch
+import attention_ext as ax
+from attention_ext._ops import library
+from helpers import make_qkv, Shape
+pretend_device.install()
+kernels = emulation.Device("pretend")
+
+with torch.device("cpu"):
+    q, k, v = make_qkv(Shape(1, 2, 2, 1, 1, 4, 4))
+    states = [torch.ones(1, 2, 4, 4) for _ in range(2)]
+    options = None, 0, None, 1.0, False, 0.0
+    library.linear_step(q, k, v, states[0], *options)
+    kernels.run("_linear_attention_step", q, k, v, states[1], *options)
+    assert not torch.equal(states[0], torch.ones(1, 2, 4, 4))
+    assert torch.equal(*states)
+    q, k, v = make_qkv(Shape(1, 2, 2, 70, 80, 4, 4))
+    lowered = (ax.masks.SlidingWindow(9, 4) | ax.masks.Global(3)).lower(1, 2, 70, 80, q.device)
+    arguments = (q, k, v, *lowered, None, None, None, 0.5, 0.0, 0.0, None)
+    torch.testing.assert_close(kernels.run("_attention_forward", *arguments), library.forward(*arguments))
+"""
 # What pretends to be a device is no match for torch.compile, forward mode and autocast.
 CHOICE = {
     "test_attention_backward": "masks and square and dtype0",
@@ -65,6 +86,11 @@ def pytest_of(*arguments, **environment):
 
 def test_the_pretended_device_is_another_one():
     found = run("-c", PROGRAM)
+    assert found.returncode == 0, found.stderr
+
+
+def test_tensors_travel_to_a_device_and_back():
+    found = run("-c", TRAVEL, PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}:{ROOT / 'tests/cuda_emulation'}")
     assert found.returncode == 0, found.stderr
 
 
