@@ -20,7 +20,7 @@ SOURCES := $(shell find csrc -type f \( -name '*.h' -o -name '*.cpp' -o -name '*
 CXX_FILES := $(shell find csrc tests -type f \( -name '*.h' -o -name '*.cpp' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh' \) 2>/dev/null)
 LINTERS := $(shell sed -nE 's/^ *"((ruff|clang-format)==[^"]+)",.*/\1/p' pyproject.toml)
 
-.PHONY: demo test test-cpp test-aarch64 test-python test-cuda-emulation test-cuda test-cuda-faults mutate-cuda bench build lint format clean
+.PHONY: demo test test-cpp test-aarch64 test-python test-cuda-emulation test-cuda test-cuda-faults mutate-cuda bench bench-cuda build lint format clean
 .DELETE_ON_ERROR:
 
 demo: build $(STAMPS)/demo
@@ -30,6 +30,10 @@ test: build $(STAMPS)/test test-cpp test-aarch64 test-cuda-emulation test-cuda-f
 
 bench: build $(STAMPS)/bench
 	$(PY) -m benchmarks.run $(BENCH_ARGS)
+
+# On a GPU, beside SDPA, FlexAttention, fla, and flash-attn where it is installed; skipped where there is none.
+bench-cuda: build $(STAMPS)/bench
+	$(PY) -m benchmarks.cuda $(BENCH_ARGS)
 
 lint: $(STAMPS)/lint
 	$(VENV)/bin/ruff check .
@@ -69,11 +73,17 @@ test-cuda-emulation: build $(STAMPS)/test
 	ATTENTION_EXT_EMULATION=ptx $(PYTEST) tests/cuda_emulation
 	$(if $(PYTEST_ARGS),,ATTENTION_EXT_EMULATION=ptx PYTHONPATH=tests $(PY) tests/cuda_emulation/ptx_kernels.py)
 
-# The same tests on a GPU, and some under compute-sanitizer where it is installed; skipped where there is no GPU.
+# On a GPU: all tests of operators, masks and layers; those of the kernels; some under compute-sanitizer, where it is
+# installed. Skipped where there is no GPU.
+SANITIZED := tests/cuda_emulation -k 'test_shapes or test_terms or test_exact_scores'
 test-cuda: build $(STAMPS)/test
-	ATTENTION_EXT_EMULATION=device $(PY) -m pytest tests/cuda_emulation
-	! command -v compute-sanitizer || ATTENTION_EXT_EMULATION=device compute-sanitizer --error-exitcode 1 \
-	  $(PY) -m pytest tests/cuda_emulation -k 'test_shapes or test_terms'
+	ATTENTION_EXT_TEST_DEVICE=cuda $(PY) -m pytest tests --ignore=tests/cuda_emulation $(PYTEST_ARGS)
+	ATTENTION_EXT_EMULATION=device $(PY) -m pytest tests/cuda_emulation $(PYTEST_ARGS)
+	if ! command -v compute-sanitizer; then echo 'compute-sanitizer is not installed'; else \
+	  for tool in memcheck racecheck; do \
+	    ATTENTION_EXT_EMULATION=device PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+	      compute-sanitizer --tool $$tool --error-exitcode 1 $(PY) -m pytest $(SANITIZED) || exit 1; \
+	  done; fi
 
 # Plants faults into the CUDA kernels; the emulated tests have to notice each. PART="of a name" for a choice;
 # test-cuda-faults: those of what has changed since they were noticed.

@@ -13,6 +13,8 @@ GPU's or sm_80, any other build those of ARCHITECTURES.
 """
 
 import os
+import re
+import subprocess
 import sys
 from glob import glob
 from pathlib import Path
@@ -50,6 +52,7 @@ PROBES = ["csrc/cpu/fma_peak.cpp", "csrc/cpu/bandwidth.cpp"]
 LIBRARY = "attention_ext.libattention_ext"
 # sm_75 for the plain kernels; PTX of the last two families for what comes after them.
 ARCHITECTURES = "7.5;8.0;9.0+PTX;10.0;12.0+PTX"
+OLDEST_CUDA = (12, 8)  # whose nvcc knows them all
 
 
 def architectures() -> str | None:
@@ -61,6 +64,26 @@ def architectures() -> str | None:
     return None if torch.cuda.is_available() else "8.0+PTX"
 
 
+def cuda_missing() -> str | None:
+    """What is missing to compile CUDA sources, if anything: one line."""
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} was built without CUDA"
+    home = cpp_extension.CUDA_HOME
+    if home is None or not Path(home, "bin", "nvcc").is_file():
+        return "nvcc was not found (put it on PATH or set CUDA_HOME)"
+    told = subprocess.run([Path(home, "bin", "nvcc"), "--version"], capture_output=True, text=True).stdout
+    release = re.search(r"release (\d+)\.(\d+)", told)
+    if release is None:
+        return f"{home}/bin/nvcc does not tell its version"
+    version, found = tuple(map(int, release.groups())), f"nvcc is of CUDA {release[1]}.{release[2]}"
+    if version < OLDEST_CUDA:
+        return f"{found}, and {OLDEST_CUDA[0]}.{OLDEST_CUDA[1]} is the oldest"
+    if version[0] != int(torch.version.cuda.partition(".")[0]):
+        fitting = "put one of the same major version on PATH or set CUDA_HOME"
+        return f"{found}, but torch of {torch.version.cuda}: {fitting}"
+    return None
+
+
 def cuda_status(sources: list[str]) -> tuple[bool, str]:
     """Whether to compile CUDA sources, and one line that says why (not)."""
     mode = os.environ.get("ATTENTION_EXT_CUDA", "auto").strip().lower()
@@ -68,12 +91,7 @@ def cuda_status(sources: list[str]) -> tuple[bool, str]:
         sys.exit(f"attention_ext: ATTENTION_EXT_CUDA must be auto, 0 or 1, got {mode!r}")
     if mode == "0":
         return False, "not built: ATTENTION_EXT_CUDA=0"
-    home = cpp_extension.CUDA_HOME
-    missing = None
-    if torch.version.cuda is None:
-        missing = f"torch {torch.__version__} was built without CUDA"
-    elif home is None or not Path(home, "bin", "nvcc").is_file():
-        missing = "nvcc was not found (put it on PATH or set CUDA_HOME)"
+    missing = cuda_missing()
     if missing and mode == "1":
         sys.exit(f"attention_ext: ATTENTION_EXT_CUDA=1, but {missing}")
     if missing:

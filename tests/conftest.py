@@ -4,18 +4,20 @@ import pytest
 import torch
 
 helpers.poison_uninitialized_memory()
-if not device.missing():
+
+
+def pytest_configure():
+    if reason := device.missing():
+        pytest.exit(f"no tests on {device.NAME}: {reason}", returncode=0)
     device.install()
 
 
 def pytest_collection_modifyitems(items):
     if device.NAME == "cpu":
         return
-    reason = device.missing()
     for item in items:
-        about_cpu = item.get_closest_marker("cpu_only")
-        if reason or about_cpu:
-            item.add_marker(pytest.mark.skip(reason=reason or f"on the CPU only: {about_cpu.args[0]}"))
+        if about_cpu := item.get_closest_marker("cpu_only"):
+            item.add_marker(pytest.mark.skip(reason=f"on the CPU only: {about_cpu.args[0]}"))
 
 
 @pytest.fixture(autouse=True)

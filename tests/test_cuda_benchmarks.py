@@ -12,7 +12,7 @@ import attention_ext as ax
 from benchmarks.agreement import Disagreement, check_agreement
 from benchmarks.cases import Band
 from benchmarks.contender import make_call
-from benchmarks.cuda import gpu, measure, peers, run
+from benchmarks.cuda import clock, gpu, measure, peers, run
 from benchmarks.cuda.cases import CASES, LENGTHS, is_quick
 from benchmarks.cuda.measure import FULL, check_small, entry_of, inputs_of, results_of_peers, small
 from benchmarks.report import summary_text
@@ -229,6 +229,16 @@ def test_an_error_of_ours_is_no_figure(monkeypatch, capsys):
     assert entry["status"] == "failed"
     assert entry["reason"].startswith("AttributeError")
     capsys.readouterr()
+
+
+def test_samples_are_taken_in_turn(monkeypatch):
+    order, calls = [], [lambda: None, lambda: None, lambda: None]
+    monkeypatch.setattr(clock, "buffer_to_flush", lambda: None)
+    monkeypatch.setattr(clock, "sample", lambda call, flush: order.append(calls.index(call)) or 0.25)
+    samples = clock.interleaved(calls, seconds=1.5, least=1, most=9)
+    assert samples == [[0.25, 0.25]] * 3
+    assert order == [0, 1, 2, 2, 1, 0, 0, 1, 2]
+    assert [len(s) for s in clock.interleaved(calls, seconds=100, least=1, most=4)] == [4, 4, 4]
 
 
 def test_results_of_another_size_disagree():

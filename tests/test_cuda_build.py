@@ -47,6 +47,24 @@ def test_a_given_list_is_taken():
     assert cuda_line("--version", TORCH_CUDA_ARCH_LIST="8.6").endswith(" and 8.6")
 
 
+@pytest.mark.skipif(torch.version.cuda is None, reason="a torch without CUDA")
+@pytest.mark.parametrize(
+    ("release", "expected"),
+    [
+        ("12.4", "not built: nvcc is of CUDA 12.4, and 12.8 is the oldest"),
+        ("99.1", f"not built: nvcc is of CUDA 99.1, but torch of {torch.version.cuda}: put one of the same"),
+        (None, "does not tell its version"),
+    ],
+)
+def test_an_nvcc_that_does_not_fit(release, expected, tmp_path):
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    told = f"echo Cuda compilation tools, release {release}, V0" if release else "true"
+    nvcc.write_text(f"#!/bin/sh\n{told}\n")
+    nvcc.chmod(0o755)
+    assert expected in cuda_line("--version", CUDA_HOME=str(tmp_path), ATTENTION_EXT_CUDA="auto")
+
+
 @pytest.mark.parametrize("name", OPERATORS)
 def test_cuda_kernels_are_registered_as_built(name):
     built = ax.build_info()["cuda"].startswith("built for")

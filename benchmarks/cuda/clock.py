@@ -20,10 +20,9 @@ def interleaved(
     Rounds go on for about `seconds`, within least and most; nobody has the first place, or the same
     predecessor, every time.
     """
-    cache = torch.cuda.get_device_properties().L2_cache_size
-    flush = torch.empty(FLUSHED * cache, dtype=torch.int8, device="cuda")
     for call in (*calls, *calls):  # what compiles or chooses an algorithm does it here
         call()
+    flush = buffer_to_flush()
     first = [sample(call, flush) for call in calls]
     rounds = max(least, min(most, int(seconds / max(sum(first), 1e-5))))
     samples: list[list[float]] = [[] for _ in calls]
@@ -32,6 +31,11 @@ def interleaved(
         for place in places if done % 2 else reversed(places):
             samples[place].append(sample(calls[place], flush))
     return samples
+
+
+def buffer_to_flush() -> torch.Tensor:
+    cache = torch.cuda.get_device_properties().L2_cache_size
+    return torch.empty(FLUSHED * cache, dtype=torch.int8, device="cuda")
 
 
 def sample(call: Callable[[], object], flush: torch.Tensor) -> float:

@@ -158,11 +158,26 @@ class Emulator(Kernels):
 
 
 class Device(Kernels):
-    """The operators of the package on the current CUDA device."""
+    """The operators of the package on a device, to which tensors travel, and back."""
+
+    def __init__(self, device: str = "cuda") -> None:
+        super().__init__()
+        self._device = device
 
     def run(self, name: str, *args: Any) -> Any:
-        results = getattr(torch.ops.attention_ext, name).default(*_moved(args, "cuda"))
+        operator = getattr(torch.ops.attention_ext, name).default
+        arguments = operator._schema.arguments[: len(args)]
+        sent = [self._sent(argument.name, x) for argument, x in zip(arguments, args, strict=True)]
+        results = operator(*sent)
+        for argument, mine, theirs in zip(arguments, args, sent, strict=True):
+            if argument.alias_info is not None and argument.alias_info.is_write and mine is not None:
+                mine.copy_(theirs)
         return _moved(results, "cpu")
+
+    def _sent(self, name: str, x: Any) -> Any:
+        """An argument on the device; a mask program, the first of a block table, stays where it is read."""
+        on_host = x[:1] if name == "block_table" else []
+        return [*on_host, *_moved(x[1:], self._device)] if on_host else _moved(x, self._device)
 
 
 def _moved(x: Any, device: str) -> Any:
