@@ -177,8 +177,8 @@ def _integers(name: str, t: Any, query: Tensor) -> Tensor:
 
 
 def _has_values(t: Tensor) -> bool:
-    """Can the values be looked at? Not those of fake and batched tensors, whose op checks them again, and not on
-    a device, which would have to be waited for."""
+    """Can the values be looked at? Not those of fake and batched tensors, whose op checks them again, and not
+    those on a device, which one would have to wait for."""
     if torch.compiler.is_compiling() or t.device.type != "cpu":
         return False
     try:
