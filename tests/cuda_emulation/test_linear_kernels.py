@@ -26,8 +26,8 @@ KINDS = (None, *DECAYS)
 # Schedules as in test_attention_kernels.py.
 HALVES = ((torch.bfloat16, 3),) if CHECKED else ((torch.bfloat16, 7), (torch.float16, 0))
 ALL = (*FLOATS, *HALVES)
-# Of the largest value, or of 1 where it is smaller: products round their operands to 16 bits, and what cancels in
-# float keeps that noise.
+# Of the largest value, or of 1 where it is smaller: products round their operands to 16 bits, and what cancels
+# in float keeps that noise.
 NOISE = {torch.bfloat16: 2.0**-6, torch.float16: 2.0**-9}
 
 
@@ -41,7 +41,8 @@ def assert_near(q, k, v, *, decay=None, state=None, **options):
     if q.dtype in NOISE:
         assert_near_in_16_bits(q, k, v, decay, state, **options)
     else:
-        assert_linear_attention_matches(q, k, v, decay=decay, state=state, **options)
+        floor = 1e-12 if q.dtype == torch.float64 else 1.2e-5
+        assert_linear_attention_matches(q, k, v, decay=decay, state=state, floor=floor, **options)
 
 
 def assert_near_in_16_bits(q, k, v, decay, state, *, normalize=True, **options):
@@ -73,7 +74,8 @@ def assert_near_in_16_bits(q, k, v, decay, state, *, normalize=True, **options):
             continue
         size = max(float(value.abs().max()), 1.0)
         error = float((found[name].double() - value).abs().max())
-        assert error <= NOISE[q.dtype] * size, f"{name}: error {error:.3g}, size {size:.3g}"
+        noise = NOISE[q.dtype] * (4 if name == "decay" and value.dim() == 1 else 1)  # a sum over all tokens
+        assert error <= noise * size, f"{name}: error {error:.3g}, size {size:.3g}"
 
 
 def assert_shape_near(s, dtype, *, kind=None, initial=True, Lk=None, strength=1.0, sequences=None, **options):
@@ -131,7 +133,7 @@ def test_parts(kind):
             )
             outs.append(out)
         outputs = [torch.cat(outs, 2), *state]
-        return outputs + [*torch.autograd.grad(sum(t.sin().sum() for t in outputs), inputs)]
+        return [*outputs, *torch.autograd.grad(sum(t.sin().sum() for t in outputs), inputs)]
 
     for a, b in zip(run([slice(None)]), run([slice(0, 500), slice(500, None)]), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
