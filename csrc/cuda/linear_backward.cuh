@@ -119,7 +119,7 @@ void linear_backward_on(const LinearCall& p, Stream stream) {
   if (p.exact_out) {
     LinearCall exact = p;
     exact.out = p.exact_out;
-    exact.denominator = View();
+    exact.denominator = exact.exact_out = exact.grad_out = View();
     linear_outputs<Arithmetic>(exact, stream);
   }
   launch_row_terms<T>(p, stream);

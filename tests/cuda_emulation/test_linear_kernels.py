@@ -26,8 +26,8 @@ KINDS = (None, *DECAYS)
 # Schedules as in test_attention_kernels.py.
 HALVES = ((torch.bfloat16, 3),) if CHECKED else ((torch.bfloat16, 7), (torch.float16, 0))
 ALL = (*FLOATS, *HALVES)
-# Of the largest value, or of 1 where it is smaller: products round their operands to 16 bits, and what cancels
-# in float keeps that noise.
+# Of the largest value, or of 1 where it is smaller: products round their operands to 16 bits, and what
+# cancels in float keeps that noise.
 NOISE = {torch.bfloat16: 2.0**-6, torch.float16: 2.0**-9}
 
 
@@ -72,8 +72,8 @@ def assert_near_in_16_bits(q, k, v, decay, state, *, normalize=True, **options):
     for name, value in exact.items():
         if value.numel() == 0:
             continue
-        size = max(float(value.abs().max()), 1.0)
-        error = float((found[name].double() - value).abs().max())
+        size = max(float(value.detach().abs().max()), 1.0)
+        error = float((found[name].double() - value).detach().abs().max())
         noise = NOISE[q.dtype] * (4 if name == "decay" and value.dim() == 1 else 1)  # a sum over all tokens
         assert error <= noise * size, f"{name}: error {error:.3g}, size {size:.3g}"
 
