@@ -115,7 +115,12 @@ class Device(Kernels):
     """The operators of the package on the current CUDA device."""
 
     def run(self, name: str, *args: Any) -> Any:
-        results = getattr(torch.ops.attention_ext, name).default(*_moved(args, "cuda"))
+        moved = _moved(args, "cuda")
+        results = getattr(torch.ops.attention_ext, name).default(*moved)
+        if name.endswith("_step"):  # in place, on the state
+            for own, there in zip(args, moved, strict=True):
+                if isinstance(own, torch.Tensor):
+                    own.copy_(there)
         return _moved(results, "cpu")
 
 
