@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
+from helpers import assert_matches
 from torch import Tensor
+
+import attention_ext as ax
 
 
 class Shape(NamedTuple):
@@ -42,6 +46,7 @@ EMPTY_SHAPES = {
     "no_values": Shape(1, 2, 1, 1, 5, 8, 0),
 }
 DECAYS = ("head", "token", "channel")
+FEATURE_MAPS = ("identity", "elu", "relu", "softmax")
 
 
 def make_qkv(
@@ -72,3 +77,25 @@ def make_state(
     n = s.B if sequences is None else sequences
     S = torch.randn(n, s.Hs, s.D, s.Dv).to(dtype)
     return [S, 5 * torch.rand(n, s.Hs, s.D).to(dtype)] if normalize else [S]
+
+
+def assert_linear_attention_matches(
+    q, k, v, *, decay=None, state=None, normalize=True, floor=None, **options
+):
+    """Out, the last state and all gradients."""
+    decays = [] if decay is None else [decay]
+    options.update(normalize=normalize, return_state=True)
+
+    def run(function):
+        def flat(q, k, v, *others):
+            others = list(others)
+            g = others.pop(0) if decays else None
+            initial = (tuple(others) if normalize else others[0]) if others else None
+            out, last = function(q, k, v, decay=g, initial_state=initial, **options)
+            return (out, *last) if normalize else (out, last)
+
+        return partial(flat)  # not a function: its arguments have no names of their own
+
+    floor = 4e-6 if q.dtype == torch.float32 and floor is None else floor
+    ours, formula = run(ax.linear_attention), run(ax.reference.linear_attention)
+    assert_matches(ours, q, k, v, *decays, *(state or []), against=formula, floor=floor)

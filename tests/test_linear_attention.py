@@ -1,37 +1,20 @@
 """Values and gradients of linear attention against the recurrence in float64."""
 
-from functools import partial
-
 import pytest
 import torch
-from helpers import DTYPES, assert_matches
-from linear_cases import DECAYS, EMPTY_SHAPES, SHAPES, make_decay, make_qkv, make_state
+from helpers import DTYPES
+from linear_cases import (
+    DECAYS,
+    EMPTY_SHAPES,
+    FEATURE_MAPS,
+    SHAPES,
+    assert_linear_attention_matches,
+    make_decay,
+    make_qkv,
+    make_state,
+)
 
 import attention_ext as ax
-
-FEATURE_MAPS = ("identity", "elu", "relu", "softmax")
-
-
-def assert_linear_attention_matches(
-    q, k, v, *, decay=None, state=None, normalize=True, floor=None, **options
-):
-    """Out, the last state and all gradients."""
-    decays = [] if decay is None else [decay]
-    options.update(normalize=normalize, return_state=True)
-
-    def run(function):
-        def flat(q, k, v, *others):
-            others = list(others)
-            g = others.pop(0) if decays else None
-            initial = (tuple(others) if normalize else others[0]) if others else None
-            out, last = function(q, k, v, decay=g, initial_state=initial, **options)
-            return (out, *last) if normalize else (out, last)
-
-        return partial(flat)  # not a function: its arguments have no names of their own
-
-    floor = 4e-6 if q.dtype == torch.float32 and floor is None else floor
-    ours, formula = run(ax.linear_attention), run(ax.reference.linear_attention)
-    assert_matches(ours, q, k, v, *decays, *(state or []), against=formula, floor=floor)
 
 
 @pytest.mark.parametrize("normalize", [True, False])

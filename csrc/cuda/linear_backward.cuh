@@ -2,11 +2,18 @@
 // behind them, then all chunks at once.
 #pragma once
 
-#include "cuda/linear_forward.cuh"
 #include "cuda/linear_keys.cuh"
 #include "cuda/linear_queries.cuh"
+#include "cuda/linear_rows.cuh"
+#include "cuda/linear_states.cuh"
 
 namespace attn::cuda {
+
+// Those of linear_forward.cuh.
+template <class Arithmetic>
+void linear_states(const LinearCall& p, Stream stream);
+template <class Arithmetic>
+void linear_outputs(const LinearCall& p, Stream stream);
 
 // ddecay of a chunk: <S, R> before it, plus what the earlier tokens of the chunk add. A block takes
 // a chunk of a state head, a thread a channel, or a token where channels share a decay.
@@ -108,12 +115,12 @@ void launch_gradients(const LinearCall& p, Stream stream) {
 template <class Arithmetic>
 void linear_backward_on(const LinearCall& p, Stream stream) {
   using T = typename Arithmetic::Sum;
-  launch_states<Arithmetic, false>(p, stream);
+  linear_states<Arithmetic>(p, stream);
   if (p.exact_out) {
     LinearCall exact = p;
     exact.out = p.exact_out;
-    exact.denominator = View();
-    launch_outputs<Arithmetic>(exact, stream);
+    exact.denominator = exact.exact_out = exact.grad_out = View();
+    linear_outputs<Arithmetic>(exact, stream);
   }
   launch_row_terms<T>(p, stream);
   launch_states<Arithmetic, true>(p, stream);
@@ -128,7 +135,15 @@ void linear_backward_on(const LinearCall& p, Stream stream) {
 
 // The same on tensor cores; false, and nothing done, where the device has none.
 template <Dtype kDtype>
-bool linear_tensor_backward(const LinearCall& p, Stream stream);
+bool linear_tensor_backward(const LinearCall& p, Stream stream) {
+  using Arithmetic = TensorArithmetic<kDtype>;
+  if (architecture_of(linear_queries_kernel<Arithmetic, false>) < 80) return false;
+  linear_backward_on<Arithmetic>(p, stream);
+  return true;
+}
+
+extern template bool linear_tensor_backward<Dtype::kFloat16>(const LinearCall&, Stream);
+extern template bool linear_tensor_backward<Dtype::kBFloat16>(const LinearCall&, Stream);
 
 template <class T>
 void linear_backward(const LinearCall& p, Stream stream) {

@@ -11,7 +11,7 @@ namespace attn::cuda {
 template <class Arithmetic>
 class TokenDecays {
   using T = typename Arithmetic::Sum;
-  static constexpr int kEdge = Arithmetic::kEdge, kPerLane = kEdge / 32;
+  static constexpr int kEdge = Arithmetic::kEdge;
   T high_[kEdge], low_[kEdge];
 
  public:
@@ -21,26 +21,18 @@ class TokenDecays {
   ATTN_DEVICE void load(const LinearCall& p, const LinearChunk& chunk, int64_t hs, int64_t) {
     __syncthreads();
     if (threadIdx.x < 32) {
-      double sums[kPerLane], total = 0;
-      ATTN_UNROLL
-      for (int n = 0; n < kPerLane; ++n) {
-        total += logarithm(p, chunk, hs, chunk.begin + lane_in_warp() * kPerLane + n);
-        sums[n] = total;
-      }
-      double before = total;
-      ATTN_UNROLL
-      for (int by = 1; by < 32; by *= 2) {
-        const double other = __shfl_up_sync(kWholeWarp, before, by);
-        before += lane_in_warp() >= by ? other : 0;
-      }
-      before = __shfl_up_sync(kWholeWarp, before, 1);
-      if (lane_in_warp() == 0) before = 0;
-      ATTN_UNROLL
-      for (int n = 0; n < kPerLane; ++n) {
-        const double sum = before + sums[n];
-        high_[lane_in_warp() * kPerLane + n] = static_cast<T>(sum);
-        low_[lane_in_warp() * kPerLane + n] =
-            static_cast<T>(sum - static_cast<double>(static_cast<T>(sum)));
+      double before = 0;
+      for (int t = lane_in_warp(); t < kEdge; t += 32) {
+        double sum = logarithm(p, chunk, hs, chunk.begin + t);
+        ATTN_UNROLL
+        for (int by = 1; by < 32; by *= 2) {
+          const double other = __shfl_up_sync(kWholeWarp, sum, by);
+          sum += lane_in_warp() >= by ? other : 0;
+        }
+        sum += before;
+        before = __shfl_sync(kWholeWarp, sum, 31);
+        high_[t] = static_cast<T>(sum);
+        low_[t] = static_cast<T>(sum - high_[t]);
       }
     }
     __syncthreads();

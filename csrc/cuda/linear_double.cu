@@ -1,10 +1,9 @@
-#include "cuda/linear_backward.cuh"
+#include "cuda/linear_forward.cuh"
 #include "cuda/linear_step.cuh"
 
 namespace attn::cuda {
+template void linear_states<PlainArithmetic<double>>(const LinearCall&, Stream);
+template void linear_outputs<PlainArithmetic<double>>(const LinearCall&, Stream);
 template void linear_forward<double>(const LinearCall&, Stream);
-template void linear_backward<double>(const LinearCall&, Stream);
 template void linear_step<double>(const LinearCall&, Stream);
-template void linear_sum_rows<double>(const LinearRowsCall&, Stream);
-template void linear_sum_tokens<double>(const LinearRowsCall&, Stream);
 }  // namespace attn::cuda

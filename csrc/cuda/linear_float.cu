@@ -1,10 +1,9 @@
-#include "cuda/linear_backward.cuh"
+#include "cuda/linear_forward.cuh"
 #include "cuda/linear_step.cuh"
 
 namespace attn::cuda {
+template void linear_states<PlainArithmetic<float>>(const LinearCall&, Stream);
+template void linear_outputs<PlainArithmetic<float>>(const LinearCall&, Stream);
 template void linear_forward<float>(const LinearCall&, Stream);
-template void linear_backward<float>(const LinearCall&, Stream);
 template void linear_step<float>(const LinearCall&, Stream);
-template void linear_sum_rows<float>(const LinearRowsCall&, Stream);
-template void linear_sum_tokens<float>(const LinearRowsCall&, Stream);
 }  // namespace attn::cuda

@@ -134,7 +134,7 @@ __global__ void __launch_bounds__(Arithmetic::kThreads)
 }
 
 template <class Arithmetic>
-void launch_outputs(const LinearCall& p, Stream stream) {
+void linear_outputs(const LinearCall& p, Stream stream) {
   const int64_t blocks = p.chunks_of(p.Lq) * p.H * max64(p.blocks_of(p.Dv), 1);
   if (p.channel_decay())
     launch(linear_outputs_kernel<Arithmetic, true>, blocks, Arithmetic::kThreads,
@@ -144,16 +144,23 @@ void launch_outputs(const LinearCall& p, Stream stream) {
            ChunkMemory<Arithmetic, false>::kBytes, stream, p);
 }
 
-// Everything after the feature map.
 template <class Arithmetic>
-void linear_forward_on(const LinearCall& p, Stream stream) {
+void linear_states(const LinearCall& p, Stream stream) {
   launch_states<Arithmetic, false>(p, stream);
-  launch_outputs<Arithmetic>(p, stream);
 }
 
 // The same on tensor cores; false, and nothing done, where the device has none.
 template <Dtype kDtype>
-bool linear_tensor_forward(const LinearCall& p, Stream stream);
+bool linear_tensor_forward(const LinearCall& p, Stream stream) {
+  using Arithmetic = TensorArithmetic<kDtype>;
+  if (architecture_of(linear_outputs_kernel<Arithmetic, false>) < 80) return false;
+  linear_states<Arithmetic>(p, stream);
+  linear_outputs<Arithmetic>(p, stream);
+  return true;
+}
+
+extern template bool linear_tensor_forward<Dtype::kFloat16>(const LinearCall&, Stream);
+extern template bool linear_tensor_forward<Dtype::kBFloat16>(const LinearCall&, Stream);
 
 template <class T>
 void linear_forward(const LinearCall& p, Stream stream) {
@@ -161,7 +168,8 @@ void linear_forward(const LinearCall& p, Stream stream) {
   const Dtype dtype = p.query.dtype;
   if (dtype == Dtype::kFloat16 && linear_tensor_forward<Dtype::kFloat16>(p, stream)) return;
   if (dtype == Dtype::kBFloat16 && linear_tensor_forward<Dtype::kBFloat16>(p, stream)) return;
-  linear_forward_on<PlainArithmetic<T>>(p, stream);
+  linear_states<PlainArithmetic<T>>(p, stream);
+  linear_outputs<PlainArithmetic<T>>(p, stream);
 }
 
 }  // namespace attn::cuda

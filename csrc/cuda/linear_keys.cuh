@@ -100,7 +100,6 @@ class LinearKeys : KeyGradientBlock<Arithmetic, kChannel> {
   }
 
   ATTN_DEVICE void add_head(int64_t h) {
-    __syncthreads();
     load_row_terms<Arithmetic>(p_, chunk_, h, memory_.factor, memory_.delta);
     Sum products, product;
     products.clear();
@@ -126,7 +125,6 @@ class LinearKeys : KeyGradientBlock<Arithmetic, kChannel> {
   }
   ATTN_DEVICE void add_channel_pairs(Sum& product, Sum& products, const Rows& queries, T largest) {
     const auto weights = memory_.first, own_queries = memory_.second, pairs = memory_.third;
-    __syncthreads();
     products.store(weights);
     own_queries.load(queries, chunk_.begin, this->column0_);
     own_queries.wait();
@@ -209,7 +207,6 @@ class LinearValues : KeyGradientBlock<Arithmetic, kChannel> {
     }
   }
   ATTN_DEVICE void add_head(Sum& gradient, int64_t h) {
-    __syncthreads();
     load_row_terms<Arithmetic>(p_, chunk_, h, memory_.factor, memory_.delta);
     Sum scores;
     make_scores(scores, p_, chunk_, h, memory_);

@@ -107,7 +107,6 @@ class LinearQueries {
   }
   ATTN_DEVICE void add_channel_pairs(Sum& gradient, Sum& products, const Rows& keys) {
     const auto weights = memory_.first, own_keys = memory_.second, pairs = memory_.third;
-    __syncthreads();
     products.store(weights);
     own_keys.load(keys, chunk_.begin, d0_);
     own_keys.wait();

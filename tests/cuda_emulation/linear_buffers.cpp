@@ -1,10 +1,9 @@
 // Which memory the kernels of linear attention may touch, from the parameters that they get.
-#include "cuda/linear_rows.cuh"
-#include "cuda/linear_states.cuh"
-
 #include <algorithm>
 
 #include "buffers.h"
+#include "cuda/linear_rows.cuh"
+#include "cuda/linear_states.cuh"
 
 namespace {
 
@@ -12,7 +11,6 @@ using attn::View;
 using attn::cuda::LinearCall;
 using cuda_emulation::Buffers;
 
-// One row of a state, or of a number for each (b, h, i), in elements of what is computed in.
 Buffers buffers_of(const LinearCall& p) {
   Buffers buffers;
   const bool backward = static_cast<bool>(p.grad_out);
@@ -26,7 +24,7 @@ Buffers buffers_of(const LinearCall& p) {
   buffers.add("key", p.key, key, false);
   buffers.add("value", p.value, value, false);
   buffers.add("decay", p.decay, decay, false);
-  buffers.add("out", p.out, out, !backward || p.exact_out.data == nullptr);
+  buffers.add("out", p.out, out, !backward);
   buffers.add("denominator", p.denominator, row, !backward);
   const bool step = p.initial && !p.state && !backward;
   buffers.add("initial", p.initial, state, step);

@@ -1,0 +1,5 @@
+#include "cuda/linear_backward.cuh"
+
+namespace attn::cuda {
+template bool linear_tensor_backward<Dtype::kFloat16>(const LinearCall&, Stream);
+}  // namespace attn::cuda
