@@ -40,10 +40,9 @@ struct DeltaRuleOperators {
       const Tensor& out, const std::vector<bool>& needs) {
     check(needs.size() == 6, "needs: expected 6 booleans, got ", needs.size());
     const OptionalTensor none, some_beta = beta;
-    const std::vector<Tensor> g =
-        Backend::backward("_delta_rule_backward", call(ATTN_DELTA_ARGUMENTS),
-                          {grad_out, grad_state, none, out, out},
-                          {needs[0], needs[1], needs[2], needs[3], needs[4], needs[5], false});
+    const std::vector<Tensor> g = Backend::backward(
+        "_delta_rule_backward", call(ATTN_DELTA_ARGUMENTS), {grad_out, grad_state, none, out, out},
+        {needs[0], needs[1], needs[2], needs[3], needs[4], needs[5], false});
     return {g[kQuery], g[kKey], g[kValue], g[kBeta], g[kDecay], g[kState]};
   }
 

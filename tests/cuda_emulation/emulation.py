@@ -74,7 +74,9 @@ class Kernels:
             mock.patch.object(library, "backward", self.operator("_attention_backward")),
             mock.patch.object(library, "pack_mask_bits", self.operator("_pack_mask_bits")),
             mock.patch.object(library, "dropout_keep", self.operator("_dropout_keep")),
-            mock.patch.object(linear_attention.operator, "forward", self.operator("_linear_attention_forward")),
+            mock.patch.object(
+                linear_attention.operator, "forward", self.operator("_linear_attention_forward")
+            ),
             mock.patch.object(
                 linear_attention.operator, "backward", self.operator("_linear_attention_backward")
             ),
