@@ -33,7 +33,6 @@ __global__ void __launch_bounds__(Kind::Arithmetic::kThreads, 1)
       const Rows grads = block.input(p.grad_out, h, p.Dv);
       block.weigh_keys(sum, [&](int64_t t, int64_t d) { return block.load(queries, t, d); }, true);
       block.store_weights(sum);
-      __syncthreads();
       block.products.template add_lower<true>(
           corrected, chunk.live, [&](int64_t t, int64_t s) { return block.weight(t, s); },
           [&](int64_t t, int64_t c) { return scaled(grads, t, c); });

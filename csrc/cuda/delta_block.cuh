@@ -155,8 +155,10 @@ class DeltaBlock {
   ATTN_DEVICE T& weight(int64_t row, int64_t column) const {
     return memory.weights[row * Memory::kPitch + column];
   }
+  // Ends with a barrier.
   ATTN_DEVICE void store_weights(Sum& sum) const {
     sum.for_each([&](int row, int column, T x) { weight(row, column) = x; });
+    __syncthreads();
   }
 
   // For columns first .. first + kEdge - 1 of n rows of the block's threads: f(row, column).

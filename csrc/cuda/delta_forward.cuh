@@ -89,7 +89,6 @@ __global__ void __launch_bounds__(Kind::Arithmetic::kThreads, 1)
     typename Block::Sum sum;
     block.weigh_keys(sum, [&](int64_t t, int64_t d) { return block.load(queries, t, d); }, true);
     block.store_weights(sum);
-    __syncthreads();
     sum.clear();
     block.products.template add<false, false>(
         sum, p.D,

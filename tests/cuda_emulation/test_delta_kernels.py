@@ -39,7 +39,8 @@ def variants(cases):
 
 
 floats, halves, both = variants(FLOATS), variants(HALVES), variants(BOTH)
-kinds = pytest.mark.parametrize("kind", KINDS)
+kinds = pytest.mark.parametrize("kind", ("token",) if CHECKED else KINDS)
+plain_only = pytest.mark.skipif(CHECKED, reason="the checks have seen these accesses in other tests")
 
 
 def inputs(s, kind, dtype, **options):
@@ -47,41 +48,61 @@ def inputs(s, kind, dtype, **options):
     return [t.double() for t in tensors] if dtype == torch.float64 else tensors
 
 
-def assert_near(tensors, kind, **options):
+def assert_near(tensors, kind, grads=True, **options):
     against = function(kind, ax.reference.delta_rule, **options)
     floor = FLOORS[tensors[0].dtype]
-    assert_matches(function(kind, **options), *tensors, against=against, floor=floor)
+    assert_matches(function(kind, **options), *tensors, against=against, floor=floor, grads=grads)
 
 
-@variants(FLOATS + HALVES)
-@kinds
+@floats
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", ["grouped", "long"] if CHECKED else SINGLE)
 def test_shapes(shape, kind, dtype):
     assert_near(inputs(SINGLE[shape], kind, dtype), kind, scale=0.7)
 
 
+@halves
+@pytest.mark.parametrize("shape", ["grouped", "long"] if CHECKED else SINGLE)
+def test_shapes_on_tensor_cores(shape, dtype):
+    assert_near(inputs(SINGLE[shape], "token", dtype), "token", scale=0.7)
+
+
+@plain_only
+@halves
+@pytest.mark.parametrize("kind", [None, "channel"])
+def test_decays_on_tensor_cores(kind, dtype):
+    assert_near(inputs(SHAPES["grouped"], kind, dtype), kind)
+
+
+@plain_only
+@halves
+def test_states_beyond_float16(dtype):
+    q, k, v, beta, state = inputs(Shape(1, 1, 1, 1, 3, 8, 8), None, dtype)
+    assert_near([q, k, v, beta, 1e6 * state], None, grads=False, scale=1e-6)
+
+
 @floats
 @kinds
-@pytest.mark.parametrize("L", [31, 32, 33, 63, 64, 65, 129])
+@pytest.mark.parametrize("L", [64] if CHECKED else [31, 32, 33, 63, 64, 65, 129])
 def test_chunk_borders(L, kind, dtype):
     assert_near(inputs(Shape(1, 1, 1, 1, L, 3, 2), kind, dtype), kind)
 
 
 @halves
-@pytest.mark.parametrize("dims", [(1, 65), (64, 64), (65, 3), (256, 70)], ids=str)
+@pytest.mark.parametrize("dims", [(65, 3)] if CHECKED else [(1, 65), (64, 64), (65, 3), (256, 70)], ids=str)
 def test_head_dims(dims, dtype):
-    assert_near(inputs(Shape(1, 2, 1, 1, 70, *dims), "token", dtype), "token")
+    assert_near(inputs(Shape(1, 1, 1, 1, 20, *dims), "token", dtype), "token")
 
 
 @both
 @kinds
 def test_key_lengths(kind, dtype):
-    s = Shape(4, 1, 1, 1, 70, 6, 5)
-    lengths = torch.tensor([0, 1, 64, s.L])
+    s = Shape(3, 1, 1, 1, 66, 6, 5)
+    lengths = torch.tensor([0, 64, s.L])
     tensors = inputs(s, kind, dtype)
     assert_near(tensors, kind, key_lengths=lengths)
     results = []
-    for bad in (0.0, torch.nan):
+    for bad in () if CHECKED else (0.0, torch.nan):
         for t in tensors[: 5 if kind else 4]:
             for row, length in enumerate(lengths):
                 t[row, :, length:] = bad
@@ -89,18 +110,20 @@ def test_key_lengths(kind, dtype):
         outputs = function(kind, key_lengths=lengths)(*leaves)
         grads = torch.autograd.grad(sum(t.float().sin().sum() for t in outputs), leaves)
         results.append([*outputs, *grads])
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    if results:
+        assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 @both
 @kinds
 def test_packed_sequences(kind, dtype):
     s = Shape(1, 1, 1, 1, 150, 7, 9)
-    borders = torch.tensor([0, 0, 1, 67, 67, 131, s.L])
-    assert_near(inputs(s, kind, dtype, sequences=6), kind, cu_seqlens=borders)
+    borders = torch.tensor([0, 0, 1, 67, 67, s.L])
+    assert_near(inputs(s, kind, dtype, sequences=5), kind, cu_seqlens=borders)
 
 
-@variants((*FLOATS, HALVES[-1]))
+@plain_only
+@both
 @pytest.mark.parametrize("kind", KINDS[1:])
 @pytest.mark.parametrize("strength", [0.0, 30.0, 1e4])
 def test_strong_and_zero_decay(kind, strength, dtype):
@@ -113,10 +136,11 @@ def test_without_a_state_and_heads_last(kind, dtype):
     assert_near(inputs(SHAPES["grouped"], kind, dtype, state=False, heads_last=True), kind)
 
 
+@plain_only
 @both
 @pytest.mark.parametrize("wanted", range(6))
 def test_one_gradient_alone(wanted, dtype):
-    tensors = inputs(Shape(1, 2, 1, 2, 66, 5, 4), "token", dtype)
+    tensors = inputs(Shape(1, 1, 1, 1, 66, 5, 4), "token", dtype)
     results = []
     for names in (range(6), (wanted,)):
         leaves = [t.clone().requires_grad_(n in names) for n, t in enumerate(tensors)]
@@ -140,7 +164,7 @@ def test_empty(shape, dtype):
 
 @both
 @kinds
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf], ids=str)
+@pytest.mark.parametrize("bad", [torch.nan] if CHECKED else [torch.nan, torch.inf], ids=str)
 def test_the_future_never_reaches_the_past(bad, kind, dtype):
     tensors = inputs(Shape(1, 1, 1, 1, 70, 8, 8), kind, dtype)
     dirty = [t.clone() for t in tensors]
@@ -203,11 +227,13 @@ def test_lengths_of_nobody_are_clamped():
     for found, expected in zip(beyond, full, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     for borders in ([0, 900, 30, 70], [0, 70, 0, 70], [-5, 64, 3, 1 << 40]):
-        out, _ = call("_delta_rule_forward", q, k, v, beta, decay, scale, None, torch.tensor(borders), None)
-        assert out.shape == q.shape
+        call("_delta_rule_forward", q, k, v, beta, decay, scale, None, torch.tensor(borders), None)
+    # Sequences that overlap are written by several blocks.
+    assert all(text.startswith("race") for text in emulation.kernels().findings())
     emulation.kernels().calls += 1
 
 
+@plain_only
 @pytest.mark.parametrize("kind", ["token", "channel"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_results_do_not_depend_on_the_schedule(dtype, kind, kernels):
@@ -222,6 +248,7 @@ def test_results_do_not_depend_on_the_schedule(dtype, kind, kernels):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+@plain_only
 @pytest.mark.skipif(emulation.MODE == "device", reason="a device has one architecture")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_device_without_tensor_cores_computes_the_same_otherwise(dtype, kernels):
