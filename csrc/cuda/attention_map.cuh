@@ -187,7 +187,7 @@ struct MapTiles {
       const bool inside = i0 <= asked && asked < min64(i0 + kTile, p.Lq);
       const int row = inside ? static_cast<int>(asked - i0) : 0;
       for (unsigned found = __ballot_sync(kWholeWarp, inside); found; found &= found - 1) {
-        const int source = __ffs(static_cast<int>(found)) - 1;
+        const int source = __popc((found - 1) & ~found);  // the lowest bit's number
         const int from = __shfl_sync(kWholeWarp, row, source);
         T* const to =
             static_cast<T*>(p.weights.data) + (list * p.row_count + first + source) * p.Lk + j0;

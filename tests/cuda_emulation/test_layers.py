@@ -25,7 +25,7 @@ LAYERS = {
 
 
 @pytest.fixture(autouse=True)
-def installed(kernels):
+def installed(kernels, ptx):
     """In place of conftest's: the CPU's kernels run here, too, but for what a test installs."""
     yield
     assert not kernels.findings()

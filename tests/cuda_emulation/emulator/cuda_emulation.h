@@ -160,4 +160,3 @@ T __shfl_xor_sync(unsigned mask, T value, int by, int width = 32) {
   return ::cuda_emulation::shuffle(mask, value, by, width, ::cuda_emulation::Shuffle::kXor);
 }
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
-inline int __ffs(int bits) { return __builtin_ffs(bits); }
