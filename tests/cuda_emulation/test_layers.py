@@ -2,6 +2,7 @@
 
 import emulation
 import pytest
+import recurrent_layer_cases
 import torch
 
 import attention_ext as ax
@@ -21,6 +22,10 @@ LAYERS = {
         E, H, num_kv_heads=1, compress_length=8, compress_stride=4, block_size=8, top_k=4, window=9,
         batch_first=True,
     ),
+    "linformer": lambda: nn.LinformerAttention(E, H, max_length=L, num_projections=8, batch_first=True),
+    "nystrom": lambda: nn.NystromAttention(E, H, num_landmarks=8, batch_first=True),
+    "linear": lambda: nn.LinearAttention(E, H, causal=True, batch_first=True),
+    "performer": lambda: nn.PerformerAttention(E, H, batch_first=True),
 }  # fmt: skip
 
 
@@ -51,6 +56,21 @@ def test_layers(layer, kernels):
     def run():
         out, _ = layer(x, x, x, key_padding_mask=padding, need_weights=False)
         return out, *torch.autograd.grad(out.square().sum(), (x, *layer.parameters()))
+
+    assert_same_on_cuda(kernels, run)
+
+
+@pytest.mark.parametrize("name", ["retention", "gla", "gated_delta_grouped"])
+def test_recurrent_layers_and_their_steps(name, kernels):
+    layer, _ = recurrent_layer_cases.made(name)
+    x = torch.randn(2, L, recurrent_layer_cases.E, dtype=torch.float64, requires_grad=True)
+
+    def run():
+        out, state = layer(x[:, :-1], return_state=True)
+        gradients = torch.autograd.grad(out.square().sum(), (x, *layer.parameters()))
+        with torch.no_grad():
+            step = layer.step(x[:, -1], state)
+        return out, *gradients, step
 
     assert_same_on_cuda(kernels, run)
 
@@ -95,6 +115,32 @@ def test_second_derivatives_with_a_table(kernels):
         out = ax.attention(query, query, query, mask=masks.Causal() | masks.Global(1))
         (first,) = torch.autograd.grad(out.square().sum(), query, create_graph=True)
         return torch.autograd.grad(first.square().sum(), query)
+
+    assert_same_on_cuda(kernels, run)
+
+
+@pytest.mark.filterwarnings("ignore::attention_ext.UnfusedWarning")
+def test_forward_mode_and_vmap(kernels):
+    query = torch.randn(3, 2, 2, 5, 4, dtype=torch.float64)
+
+    def value(x):
+        return ax.attention(x, x, x, mask=masks.Causal()).square().sum()
+
+    def run():
+        _, along = torch.func.jvp(value, (query[0],), (query[1],))
+        return along, torch.func.vmap(torch.func.grad(value))(query)
+
+    assert_same_on_cuda(kernels, run)
+
+
+def test_autocast(kernels):
+    query = torch.randn(2, 2, 70, 8, requires_grad=True)
+
+    def run():
+        with torch.autocast("cpu", torch.bfloat16):
+            out = ax.attention(query, query, query, mask=masks.Causal())
+        assert out.dtype == torch.bfloat16
+        return out.float() / 500, *(g / 500 for g in torch.autograd.grad(out.float().sum(), query))
 
     assert_same_on_cuda(kernels, run)
 
