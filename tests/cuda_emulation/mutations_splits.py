@@ -69,7 +69,7 @@ MUTATIONS = [
         "an empty row is 0 / 0", SPLITS, "whole == 0 ? T(0) : sum", "sum", "split and nobody_sees and float32"
     ),
     wrong("queries of one head", STORAGE, "n % group * head_stride", "n % group * 0", GROUP),
-    wrong("the last query's keys", SCORES, "row_count()) - 1) + 1}", "row_count()) - 1)}", GROUP),
+    wrong("the last query's keys", SCORES, "row_count()) - 1) + 1}", "row_count()) - 1)}"),
     wrong("positions of rows", SCORES, "head_of(row), query_of(row), j0", "head_of(row), row, j0", GROUP),
     wrong(
         "the table of one head",
