@@ -1,29 +1,10 @@
-// What the delta rule's chunks need before any state is known, a chunk at a time: sums of decays,
-// and the inverse of the triangular system of its errors (the UT transform of Yang et al. 2024).
+// What the delta rule's chunks need before any state is known, a chunk at a time: the inverse of
+// the triangular system of its errors (the UT transform of Yang et al. 2024).
 #pragma once
 
 #include "cuda/delta_block.cuh"
 
 namespace attn::cuda {
-
-// One thread for each chunk and column of the decay.
-template <int kThreads>
-__global__ void __launch_bounds__(kThreads)
-    delta_decay_kernel(const __grid_constant__ DeltaCall p) {
-  DeltaItem item{int64_t{blockIdx.x} * kThreads + threadIdx.x};
-  const int64_t columns = p.decay_columns(), d = item.take(columns), h = item.take(p.Hs);
-  if (item.rest >= p.slots) return;
-  const DeltaChunk chunk = DeltaChunk::at(p, item.rest);
-  double sum = 0;
-  double* to = p.log_decays + ((chunk.b * p.Hs + h) * p.Lk + chunk.first) * columns + d;
-  for (int64_t t = 0; t < chunk.live; ++t) {
-    constexpr double kLog2e = 1.4426950408889634, kNothing = -1e6;
-    const double x =
-        kLog2e * load_element<double>(p.decay.at(chunk.b, h, chunk.first + t, d), p.decay.dtype);
-    sum += x < kNothing ? kNothing : x;
-    to[t * columns] = sum;
-  }
-}
 
 // A block owns a chunk of a state head. Each column of the inverse is solved for by neighbouring
 // lanes, row after row.

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cuda/delta_backward.cuh"
-#include "cuda/delta_decay_grads.cuh"
+#include "cuda/delta_decays.h"
 #include "cuda/delta_forward.cuh"
 #include "cuda/delta_gradients.cuh"
 #include "cuda/delta_workspace.h"
@@ -26,11 +26,7 @@ class DeltaRun {
     if (p.dquery || p.dkey || p.dvalue || p.ddecay)
       launch_blocks(delta_gradients_kernel<Kind>, p.slots * p.Hs * tiles_over(p.D, kEdge));
     if (p.dbeta) launch_blocks(delta_beta_kernel<Kind>, p.slots * p.Hs);
-    if (!p.ddecay) return;
-    using Decays = DeltaDecayGrads<T>;
-    const int64_t tiles = p.channel_decay() ? tiles_over(p.D, Decays::kColumns) : 1;
-    launch(delta_decay_grads_kernel<T>, p.slots * p.Hs * tiles, cuda::kThreads,
-           sizeof(typename Decays::Memory), stream_, p);
+    if (p.ddecay) delta_decay_grads(p, stream_);
   }
 
  private:
@@ -45,10 +41,7 @@ class DeltaRun {
     launch(kernel, blocks, Block::kThreads, Block::kBytes + more_bytes, stream_, p);
   }
   void run_states() const {
-    constexpr int kDecayThreads = 128;
-    const int64_t decays = p.slots * p.Hs * p.decay_columns();
-    launch(delta_decay_kernel<kDecayThreads>, tiles_over(decays, kDecayThreads), kDecayThreads, 0,
-           stream_, p);
+    if (p.decay) delta_log_decays(p, stream_);
     launch_blocks(delta_inverse_kernel<Kind>, p.slots * p.Hs, sizeof(T) * kEdge * (kEdge + 1));
     launch_blocks(delta_states_kernel<Kind>, p.sequences * p.Hs * p.column_tiles());
   }

@@ -1,21 +1,43 @@
-// The gradient of the delta rule's decays: of the chunk's first token <S, R> at its beginning, of
-// each later one less what the token before it adds (csrc/README.md).
-#pragma once
-
+// The delta rule's decays: their sums, and their gradient. That of a chunk's first token is <S, R>
+// at its beginning, that of a later one less by what the tokens before it add (csrc/README.md).
 #include "cuda/delta_call.cuh"
+#include "cuda/delta_decays.h"
 
 namespace attn::cuda {
+
+namespace {
+
+// One thread for each chunk and column of the decay.
+__global__ void __launch_bounds__(kThreads)
+    delta_decay_kernel(const __grid_constant__ DeltaCall p) {
+  DeltaItem item{int64_t{blockIdx.x} * kThreads + threadIdx.x};
+  const int64_t columns = p.decay_columns(), d = item.take(columns), h = item.take(p.Hs);
+  if (item.rest >= p.slots) return;
+  const DeltaChunk chunk = DeltaChunk::at(p, item.rest);
+  double sum = 0;
+  double* to = p.log_decays + ((chunk.b * p.Hs + h) * p.Lk + chunk.first) * columns + d;
+  for (int64_t t = 0; t < chunk.live; ++t) {
+    constexpr double kLog2e = 1.4426950408889634, kNothing = -1e6;
+    const double x =
+        kLog2e * load_element<double>(p.decay.at(chunk.b, h, chunk.first + t, d), p.decay.dtype);
+    sum += x < kNothing ? kNothing : x;
+    to[t * columns] = sum;
+  }
+}
+
+// Shared memory of a block of the gradient.
+struct DeltaSums {
+  static constexpr int kColumns = 64, kRows = 64;
+  double totals[kColumns], terms[kRows];
+};
 
 template <class T>
 class DeltaDecayGrads {
  public:
-  static constexpr int kColumns = 64, kRows = 64, kWarps = kThreads / 32;
-  struct Memory {
-    double totals[kColumns], terms[kRows];
-  };
+  static constexpr int kColumns = DeltaSums::kColumns, kWarps = kThreads / 32;
 
   ATTN_DEVICE DeltaDecayGrads(const DeltaCall& call, int64_t head, const DeltaChunk& of,
-                              Memory& shared)
+                              DeltaSums& shared)
       : p(call), head_(head), chunk_(of), memory_(shared) {
     const int64_t state = (head * p.slots + chunk_.slot) * p.D * p.Dv;
     state_ = static_cast<const T*>(p.states) + state;
@@ -65,7 +87,7 @@ class DeltaDecayGrads {
   const DeltaCall& p;
   const int64_t head_;
   const DeltaChunk chunk_;
-  Memory& memory_;
+  DeltaSums& memory_;
   const T *state_, *grad_, *terms_;
 
   static ATTN_DEVICE int warp() { return static_cast<int>(threadIdx.x) / 32; }
@@ -90,12 +112,25 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t tiles = p.channel_decay() ? tiles_over(p.D, Pass::kColumns) : 1;
   DeltaItem item{blockIdx.x};
   const int64_t column = item.take(tiles) * Pass::kColumns, head = item.take(p.Hs);
-  const Pass pass(p, head, DeltaChunk::at(p, item.rest),
-                  *reinterpret_cast<typename Pass::Memory*>(shared));
+  const Pass pass(p, head, DeltaChunk::at(p, item.rest), *reinterpret_cast<DeltaSums*>(shared));
   if (p.channel_decay())
     pass.run_columns(column);
   else
     pass.run_tokens();
+}
+
+}  // namespace
+
+void delta_log_decays(const DeltaCall& p, Stream stream) {
+  const int64_t columns = p.slots * p.Hs * p.decay_columns();
+  launch(delta_decay_kernel, tiles_over(columns, kThreads), kThreads, 0, stream, p);
+}
+
+void delta_decay_grads(const DeltaCall& p, Stream stream) {
+  const int64_t tiles = p.channel_decay() ? tiles_over(p.D, DeltaSums::kColumns) : 1;
+  const bool is_double = p.query.dtype == Dtype::kFloat64;
+  launch(is_double ? delta_decay_grads_kernel<double> : delta_decay_grads_kernel<float>,
+         p.slots * p.Hs * tiles, kThreads, sizeof(DeltaSums), stream, p);
 }
 
 }  // namespace attn::cuda
