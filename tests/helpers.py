@@ -123,9 +123,9 @@ MASKS: dict[str, Callable[[Shape], masks.Mask | None]] = {
 
 # tolerance
 
-# Of the largest value of the oracle, for an error that plain PyTorch happens not to make.
-# Of every tolerance. More than 1 where a compiler fuses products and sums as the CPU's does not.
+# Of every tolerance: more than 1 where a compiler fuses products and sums as the CPU's does not.
 LEEWAY = 1.0
+# Of the largest value of the oracle, for an error that plain PyTorch happens not to make.
 FLOOR = {
     torch.float64: 1e-13,
     torch.float32: 2e-6,
