@@ -1,6 +1,5 @@
 import json
 import os
-from pathlib import Path
 
 import cuda_code
 import emulation
@@ -44,14 +43,13 @@ def installed(kernels, ptx):
 
 @pytest.fixture(scope="session", autouse=True)
 def launches_keep_to_the_budget():
-    """Of threads and shared memory, at the end; a folder in ATTENTION_EXT_LAUNCHES gets what was launched."""
+    """Of threads and shared memory, at the end. They are kept too, for `tests/cuda_code.py --write`."""
     yield
-    if emulation.missing():
+    if emulation.missing() or not (launches := emulation.kernels().launches()):
         return
-    launches = emulation.kernels().launches()
-    if folder := os.environ.get("ATTENTION_EXT_LAUNCHES"):
-        Path(folder, f"{os.getpid()}.json").write_text(json.dumps(launches))
-        return
+    folder = emulation.PATH.parent / "launches"
+    folder.mkdir(exist_ok=True)
+    (folder / f"{os.getpid()}.json").write_text(json.dumps(launches))
     budgets = cuda_code.read_budget()
     for name, (threads, shared) in launches.items():
         if budget := budgets.get(name):  # test_cuda_code.py asks for an entry of each
