@@ -25,7 +25,7 @@ struct SharedTile {
   unsigned char* shared;
   uint32_t offset;
 
-  static constexpr int bytes(int rows) { return rows * kRowBytes; }
+  static ATTN_HD constexpr int bytes(int rows) { return rows * kRowBytes; }
 
   ATTN_DEVICE uint32_t offset_of(int row, int chunk) const {
     return offset + row * kRowBytes + (chunk ^ (row & 7)) * 16;
