@@ -5,8 +5,9 @@ python tests/cuda_code.py --write [FILE...]    makes it the budget, with what `m
                                                launched, and writes the tables of csrc/cuda/README.md
 
 The budget of a kernel: threads and shared memory of a block, as the launches have them; registers, in steps
-of 8 as they are handed out; bytes of stack; blocks of a multiprocessor that fit, of sm_80 and of sm_90; and
-all instructions, and those that matter, of a round of the main loop (cuda_sass.py).
+of 8 as they are handed out; bytes of stack; blocks of a multiprocessor that fit, of sm_80 and of sm_90; all
+instructions, and those that matter, of a round of the main loop (cuda_sass.py); and where the main loop
+touches the stack, which it should not, how often.
 """
 
 from __future__ import annotations
@@ -100,8 +101,9 @@ def compiled(architecture: int, path: Path = LIBRARY) -> dict[str, Code]:
     for part in code.split("Function : ")[1:]:
         symbol = part.split(maxsplit=1)[0]
         name = kernel_name(names[symbol])
-        if name is None or name in codes:
-            raise ValueError(f"not a kernel, or a second one of this name: {names[symbol]}")
+        if name is None:
+            raise ValueError(f"not a kernel: {names[symbol]}")
+        # Several files may have the same one.
         codes[name] = Code(*resources[symbol], *main_loop(part))
     return codes
 
@@ -136,7 +138,7 @@ def entry(code: Iterable[Code], threads: int, shared: int) -> dict:
     fitting = [blocks_that_fit(a, registers, shared, threads) for a in ARCHITECTURES]
     rounds = [c.round for c in code]
     most = {name: max(r.get(name, 0) for r in rounds) for name in rounds[0]}
-    return {
+    budget = {
         "threads": threads,
         "shared": shared,
         "registers": registers,
@@ -144,6 +146,9 @@ def entry(code: Iterable[Code], threads: int, shared: int) -> dict:
         "blocks": fitting,
         "round": most,
     }
+    if spills := max(c.spills for c in code):
+        budget["spills"] = spills  # to be got rid of
+    return budget
 
 
 def read_budget() -> dict[str, dict]:
@@ -156,7 +161,7 @@ def broken(code: Code, budget: dict, architecture: int) -> list[str]:
     found = [
         (code.registers > budget["registers"], f"{code.registers} registers"),
         (code.stack > budget["stack"], f"{code.stack} bytes of stack"),
-        (code.spills > 0, f"{code.spills} accesses to the stack in the main loop"),
+        (code.spills > budget.get("spills", 0), f"{code.spills} accesses to the stack in the main loop"),
         (blocks < budget["blocks"][ARCHITECTURES.index(architecture)], f"{blocks} blocks fit"),
     ]
     for name, allowed in {**dict.fromkeys(code.round, 0), **budget["round"]}.items():
@@ -219,7 +224,10 @@ def tables(budgets: dict[str, dict]) -> str:
         fitting = ", ".join(f"{n} ({n * warps})" for n in blocks)
         size = f"{budget['shared'] / 1024:.0f} KB" if budget["shared"] else "none"
         short = name.replace("kFloat16, ", "").replace("<kFloat16>", "")
-        row = f"| `{short}` | {budget['threads']} | {budget['registers']} | {size} | {fitting} |"
+        registers = f"{budget['registers']}"
+        if "spills" in budget:
+            registers += f", and {budget['spills']} accesses to the stack in the loop"
+        row = f"| `{short}` | {budget['threads']} | {registers} | {size} | {fitting} |"
         if budget["round"].get("HMMA"):
             with_tensor_cores.append(f"{row} {share(budget)} | {clocks(budget)} |")
         else:
