@@ -25,7 +25,7 @@ class Instruction(NamedTuple):
 
     @property
     def branches(self) -> bool:
-        return self.operation in (*ENDS, "BRA", "BSYNC")
+        return self.operation in (*ENDS, "BRA", "BSYNC", "CALL")
 
 
 Blocks = dict[int, list[Instruction]]  # by the address of the first instruction
@@ -45,7 +45,7 @@ def blocks_of(code: list[Instruction]) -> Blocks:
     """Runs of instructions that are entered at the first and left after the last alone."""
     leaders = {code[0].address}
     for at, instruction in enumerate(code):
-        if instruction.operation in ("BRA", "BSSY") and instruction.target is not None:
+        if instruction.operation in ("BRA", "BSSY", "CALL") and instruction.target is not None:
             leaders.add(instruction.target)
         if instruction.branches and at + 1 < len(code):
             leaders.add(code[at + 1].address)
@@ -59,7 +59,8 @@ def blocks_of(code: list[Instruction]) -> Blocks:
 
 
 def edges_of(blocks: Blocks) -> Edges:
-    """Of the blocks that can be reached; a call counts as an instruction.
+    """Of the blocks that can be reached; a call counts as an instruction, and one that keeps no address to
+    return to is a jump.
 
     BSYNC goes where the BSSY of its register said that lanes meet again.
     """
@@ -74,16 +75,17 @@ def edges_of(blocks: Blocks) -> Edges:
         for instruction in blocks[first]:
             if instruction.operation == "BSSY":
                 meetings = meetings | {instruction.operands.split(",")[0]: instruction.target}
-        last = blocks[first][-1]
+        last, after = blocks[first][-1], following.get(first)
+        returns = last.operation == "CALL" and any(i.target == after for i in blocks[first][:-1])
         ways = []
-        if last.operation == "BRA":
+        if last.operation == "BRA" or (last.operation == "CALL" and not returns):
             ways.append(last.target)
         elif last.operation == "BSYNC":
-            ways.append(meetings.get(last.operands, following.get(first)))
+            ways.append(meetings.get(last.operands, after))
         # "BRA P0, 0x10": a condition may stand among the operands.
         always = last.branches and not last.guarded and (last.operation != "BRA" or "," not in last.operands)
-        if not always:
-            ways.append(following.get(first))
+        if not always or returns:
+            ways.append(after)
         edges[first] = [way for way in ways if way in blocks]
         pending += [(way, meetings) for way in edges[first]]
     return edges

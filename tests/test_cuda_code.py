@@ -38,8 +38,10 @@ SASS = """
 """
 
 
-def test_loops_are_found():
-    blocks = cuda_sass.blocks_of(cuda_sass.instructions(SASS))
+# A call that keeps no address to return to is a jump.
+@pytest.mark.parametrize("jump", ["BRA", "CALL.REL.NOINC"])
+def test_loops_are_found(jump):
+    blocks = cuda_sass.blocks_of(cuda_sass.instructions(SASS.replace("BRA 0x120", f"{jump} 0x120")))
     edges = cuda_sass.edges_of(blocks)
     loops = {loop.head: loop.blocks for loop in cuda_sass.loops_of(edges)}
     assert loops == {
