@@ -66,9 +66,12 @@ def outdated(known: list[Mutation]) -> list[Mutation]:
     return [mutation for mutation in known if faults.get(mutation.name) != now[mutation.name]]
 
 
+def shuffled(mutations: list[Mutation]) -> list[Mutation]:
+    """In an order that any change changes."""
+    state = state_of_all()
+    return sorted(mutations, key=lambda mutation: digest(state, mutation.name))
+
+
 def sample(known: list[Mutation]) -> list[Mutation]:
     """A few of all, if anything has changed since all were noticed."""
-    state = state_of_all()
-    if read()["all"] == state:
-        return []
-    return sorted(known, key=lambda mutation: digest(state, mutation.name))[:SAMPLE]
+    return [] if read()["all"] == state_of_all() else shuffled(known)[:SAMPLE]
