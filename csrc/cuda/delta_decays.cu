@@ -8,7 +8,7 @@ namespace attn::cuda {
 namespace {
 
 // One thread for each chunk and column of the decay.
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     delta_decay_kernel(const __grid_constant__ DeltaCall p) {
   DeltaItem item{int64_t{blockIdx.x} * kThreads + threadIdx.x};
   const int64_t columns = p.decay_columns(), d = item.take(columns), h = item.take(p.Hs);
@@ -105,7 +105,7 @@ class DeltaDecayGrads {
 };
 
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     delta_decay_grads_kernel(const __grid_constant__ DeltaCall p) {
   using Pass = DeltaDecayGrads<T>;
   ATTN_SHARED(shared);

@@ -67,7 +67,6 @@ MUTATIONS = [
     fault("no barrier after a step's sum", STEP, BARRIER, "{}", "race", ONE_STEP, occurrence=2),
     wrong("the inverse without its sums", INVERSE, ": T(0)) - sum;", ": T(0));"),
     wrong("the inverse without beta", INVERSE, "x * block.memory.betas[s]", "x"),
-    wrong("keys that see themselves", INVERSE, "block.key(t, d); }, false)", "block.key(t, d); }, true)"),
     wrong("decays from the other end", FORWARD, "block.tail(t, d0 + d)", "block.head(t, d0 + d)"),
     wrong("a state that does not fade", FORWARD, "block.total(d0 + d) * ", ""),
     wrong("queries that do not fade", FORWARD, "block.head(t, d) * block.load", "block.load"),

@@ -229,7 +229,8 @@ def test_lengths_of_nobody_are_clamped():
     for borders in ([0, 900, 30, 70], [0, 70, 0, 70], [-5, 64, 3, 1 << 40]):
         call("_delta_rule_forward", q, k, v, beta, decay, scale, None, torch.tensor(borders), None)
     # Sequences that overlap are written by several blocks.
-    assert all(text.startswith("race") for text in emulation.kernels().findings())
+    findings = [text for text in emulation.kernels().findings() if not text.startswith("race")]
+    assert not findings, findings
     emulation.kernels().calls += 1
 
 
