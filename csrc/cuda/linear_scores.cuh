@@ -104,9 +104,10 @@ ATTN_DEVICE void add_value_products(ChunkSum<Arithmetic>& products, const Linear
   }
 }
 
-// sum += weights (or their transpose) times rows of a chunk, where weights are 0 unless key <= query:
-// where a row isn't finite, only pairs that count are multiplied. Weights go through `first`, rows
-// through `second`, which no thread reads any more; holds a barrier between writing and reading.
+// sum += weights (or their transpose) times rows of a chunk, where weights are 0 unless key <=
+// query: where a row isn't finite, only pairs that count are multiplied. Weights go through
+// `first`, rows through `second`, which no thread reads any more; holds a barrier between writing
+// and reading.
 template <bool kTranspose, class Arithmetic, bool kChannel>
 ATTN_DEVICE void add_weighted(ChunkSum<Arithmetic>& sum, ChunkSum<Arithmetic>& weights,
                               const Rows& rows, int64_t begin, int64_t column0,
