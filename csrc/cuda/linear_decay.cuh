@@ -85,11 +85,13 @@ class ChannelDecays {
   ATTN_DEVICE void load(const LinearCall& p, const LinearChunk& chunk, int64_t hs, int64_t d0) {
     const Rows rows = rows_of(p.decay, chunk.b, hs, chunk.live, p.D);
     __syncthreads();
+    ATTN_ROLLED
     for (int e = static_cast<int>(threadIdx.x); e < kEdge * kEdge; e += kThreads)
       keep_[e / kEdge][e % kEdge] = std::exp(rows.load<T>(chunk.begin + e / kEdge, d0 + e % kEdge));
     __syncthreads();
     for_each_column([&](int group, int d) {
       T product = 1;
+      ATTN_ROLLED
       for (int t = group * kGroup; t < (group + 1) * kGroup; ++t) product *= keep_[t][d];
       total_[group][d] = product;
     });
@@ -112,6 +114,7 @@ class ChannelDecays {
   ATTN_DEVICE void fade_to_end(Tile tile) const {
     for_each_column([&](int group, int d) {
       T weight = after(group, d);
+      ATTN_ROLLED
       for (int s = (group + 1) * kGroup - 1; s >= group * kGroup; --s) {
         tile.set(s, d, tile.get(s, d) * weight);
         weight *= keep_[s][d];
@@ -127,6 +130,7 @@ class ChannelDecays {
   ATTN_DEVICE void fade_keys(Tile pairs, Tile keys) const {
     for_each_column([&](int group, int d) {
       T weight = 1;
+      ATTN_ROLLED
       for (int s = kGroup - 1; s >= 0; --s) {
         T x = keys.get(group * kGroup + s, d) * weight;
         for (int later = group + 1; later < kGroups; ++later) {
@@ -141,6 +145,7 @@ class ChannelDecays {
   ATTN_DEVICE void fade_queries(Tile pairs, Tile queries) const {
     for_each_column([&](int group, int d) {
       T weight = 1;
+      ATTN_ROLLED
       for (int t = 0; t < kGroup; ++t) {
         weight *= keep_[group * kGroup + t][d];
         T x = queries.get(group * kGroup + t, d) * weight;
@@ -160,6 +165,7 @@ class ChannelDecays {
     T faded[kColumns];
     ATTN_UNROLL
     for (int n = 0; n < kColumns; ++n) faded[n] = keys.get(s, n * kSlices + slice);
+    ATTN_ROLLED
     for (int t = s / kGroup * kGroup; t < (s / kGroup + 1) * kGroup; ++t) {
       T sum = 0;
       ATTN_UNROLL
@@ -178,6 +184,7 @@ class ChannelDecays {
   ATTN_DEVICE T add_earlier(int t, int d, T x, Tile weights, Tile keys) const {
     T weight = 1, sum = 0;
     const int begin = t / kGroup * kGroup;
+    ATTN_ROLLED
     for (int s = t - 1; s >= begin; --s) {
       weight *= keep_[s + 1][d];
       sum += weights.get(t, s) * (keys.get(s, d) * weight);
@@ -187,6 +194,7 @@ class ChannelDecays {
   // The sum over the later tokens of s's group of weights[t][s] queries[t] faded from s.
   ATTN_DEVICE T later_sum(int s, int d, Tile weights, Tile queries) const {
     T weight = 1, sum = 0;
+    ATTN_ROLLED
     for (int t = s + 1; t < (s / kGroup + 1) * kGroup; ++t) {
       weight *= keep_[t][d];
       sum += weights.get(t, s) * (queries.get(t, d) * weight);
@@ -196,6 +204,7 @@ class ChannelDecays {
   // From behind s to its group's end.
   ATTN_DEVICE T to_group_end(int s, int d) const {
     T weight = 1;
+    ATTN_ROLLED
     for (int t = s + 1; t < (s / kGroup + 1) * kGroup; ++t) weight *= keep_[t][d];
     return weight;
   }
@@ -203,6 +212,7 @@ class ChannelDecays {
  private:
   template <class F>
   static ATTN_DEVICE void for_each_column(F f) {
+    ATTN_ROLLED
     for (int e = static_cast<int>(threadIdx.x); e < kGroups * kEdge; e += kThreads)
       f(e / kEdge, e % kEdge);
   }
@@ -212,6 +222,7 @@ class ChannelDecays {
     return result;
   }
   ATTN_DEVICE void fade_up(Tile tile, int group, int d, T weight) const {
+    ATTN_ROLLED
     for (int t = group * kGroup; t < (group + 1) * kGroup; ++t) {
       weight *= keep_[t][d];
       tile.set(t, d, tile.get(t, d) * weight);

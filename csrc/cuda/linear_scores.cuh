@@ -105,13 +105,13 @@ ATTN_DEVICE void add_value_products(ChunkSum<Arithmetic>& products, const Linear
 }
 
 // sum += weights (or their transpose) times rows of a chunk, where weights are 0 unless key <=
-// query: where a row isn't finite, only pairs that count are multiplied. Begins with a barrier;
-// weights go through `first`, rows through `second`.
+// query: where a row isn't finite, only pairs that count are multiplied. Weights go through
+// `first`, rows through `second`, which no thread reads any more; holds a barrier between writing
+// and reading.
 template <bool kTranspose, class Arithmetic, bool kChannel>
 ATTN_DEVICE void add_weighted(ChunkSum<Arithmetic>& sum, ChunkSum<Arithmetic>& weights,
                               const Rows& rows, int64_t begin, int64_t column0,
                               const ChunkMemory<Arithmetic, kChannel>& memory) {
-  __syncthreads();
   weights.store(memory.first);
   memory.second.load(rows, begin, column0);
   memory.second.wait();

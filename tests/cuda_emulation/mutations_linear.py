@@ -35,7 +35,6 @@ MUTATIONS = [
     without_barrier(forward, "between two chunks of a state", STATES, 3, TOKEN.replace("token", "None")),
     without_barrier(forward, "after queries and keys arrive", SCORES, 3),
     without_barrier(forward, "after keys are faded to groups", SCORES, 4, CHANNEL),
-    without_barrier(forward, "before weights are stored", SCORES, 9),
     without_barrier(forward, "before denominators are added up", FORWARD, 5),
     forward.fault("outputs behind the end", CHUNKS, "chunk.begin + r < chunk.stop && ", "", "global bounds"),
     forward.fault(

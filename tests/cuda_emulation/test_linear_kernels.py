@@ -26,6 +26,8 @@ KINDS = (None, *DECAYS)
 # Schedules as in test_attention_kernels.py.
 HALVES = ((torch.bfloat16, 3),) if CHECKED else ((torch.bfloat16, 7), (torch.float16, 0))
 ALL = (*FLOATS, *HALVES)
+# Checks, and the interpreter of PTX, take their time.
+FEW = emulation.MODE in ("checked", "ptx")
 # Of the largest value, or of 1 where it is smaller: products round their operands to 16 bits, and what
 # cancels in float keeps that noise.
 NOISE = {torch.bfloat16: 2.0**-6, torch.float16: 2.0**-9}
@@ -88,20 +90,20 @@ def assert_shape_near(s, dtype, *, kind=None, initial=True, Lk=None, strength=1.
 @variants(ALL)
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("shape", ["tiny", "grouped", "more_values"])
+@pytest.mark.parametrize("shape", ["grouped"] if FEW else ["tiny", "grouped", "more_values"])
 def test_causal(shape, kind, normalize, dtype, schedule):
     assert_shape_near(SHAPES[shape], dtype, kind=kind, normalize=normalize)
 
 
 @variants(ALL)
-@pytest.mark.parametrize("L", [17, 64, 130])
+@pytest.mark.parametrize("L", [130] if FEW else [17, 64, 130])
 @pytest.mark.parametrize("kind", KINDS)
 def test_chunk_borders(L, kind, dtype, schedule):
     assert_shape_near(Shape(1, 2, 1, 1, L, 3, 5), dtype, kind=kind)
 
 
 @variants(ALL)
-@pytest.mark.parametrize("dims", [(64, 8), (70, 3), (8, 130)], ids=str)
+@pytest.mark.parametrize("dims", [(70, 66)] if FEW else [(64, 8), (70, 3), (8, 130)], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_head_dims(dims, kind, dtype, schedule):
     assert_shape_near(Shape(1, 2, 1, 1, 40, *dims), dtype, kind=kind)
