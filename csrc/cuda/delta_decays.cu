@@ -5,8 +5,6 @@
 
 namespace attn::cuda {
 
-namespace {
-
 // One thread for each chunk and column of the decay.
 __global__ void __launch_bounds__(kThreads, 1)
     delta_decay_kernel(const __grid_constant__ DeltaCall p) {
@@ -118,8 +116,6 @@ __global__ void __launch_bounds__(kThreads, 1)
   else
     pass.run_tokens();
 }
-
-}  // namespace
 
 void delta_log_decays(const DeltaCall& p, Stream stream) {
   const int64_t columns = p.slots * p.Hs * p.decay_columns();
