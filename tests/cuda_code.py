@@ -209,8 +209,8 @@ def share(budget: dict) -> str:
 def clocks(budget: dict) -> str:
     """Lower bounds of one block's round on sm_80: tensor cores, special functions, shared memory, issue."""
     count, warps = budget["round"], budget["threads"] // 32
-    tensor, special = 2 * count["HMMA"] * warps, 2 * count["MUFU"] * warps
-    shared = 4 * (count["LDSM"] + count.get("LDGSTS", 0)) * warps
+    tensor, special = 2 * count["HMMA"] * warps, 2 * count.get("MUFU", 0) * warps
+    shared = 4 * (count.get("LDSM", 0) + count.get("LDGSTS", 0)) * warps
     return f"{tensor}, {special}, {shared}, {count['all'] * warps // 4}"
 
 

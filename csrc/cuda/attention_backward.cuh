@@ -252,8 +252,10 @@ void attention_backward(const AttentionCall& p, Stream stream) {
   launch(attention_backward_rows_kernel<T>, p.B * p.Hq * p.plan.row_blocks, kThreads,
          sizeof(RowsMemory<T>), stream, p);
   const bool done = runs_on_tensor_cores(p, stream);
+  // Of double, registers hold no more than the narrow slices.
+  constexpr int kWide = sizeof(T) == 4 ? 8 : 4;
   if (!done && max64(p.D, p.Dv) <= 4 * kSide) launch_attention_backward<T, 4>(p, stream);
-  if (!done && max64(p.D, p.Dv) > 4 * kSide) launch_attention_backward<T, 8>(p, stream);
+  if (!done && max64(p.D, p.Dv) > 4 * kSide) launch_attention_backward<T, kWide>(p, stream);
   launch_term_gradients<T>(p, stream);
 }
 

@@ -159,24 +159,12 @@ class ChannelDecays {
 
   // scores += the products of the pairs t >= s of one group, from rows as they are.
   ATTN_DEVICE void add_group_scores(Scores& scores, Tile queries, Tile keys) const {
-    constexpr int kSlices = kThreads / kEdge, kColumns = kEdge / kSlices;
+    constexpr int kSlices = kThreads / kEdge;
     const int s = static_cast<int>(threadIdx.x) / kSlices;
     const int slice = static_cast<int>(threadIdx.x) % kSlices;
-    T faded[kColumns];
-    ATTN_UNROLL
-    for (int n = 0; n < kColumns; ++n) faded[n] = keys.get(s, n * kSlices + slice);
     ATTN_ROLLED
-    for (int t = s / kGroup * kGroup; t < (s / kGroup + 1) * kGroup; ++t) {
-      T sum = 0;
-      ATTN_UNROLL
-      for (int n = 0; n < kColumns; ++n) {
-        if (t > s) faded[n] *= keep_[t][n * kSlices + slice];
-        if (t >= s) sum += faded[n] * queries.get(t, n * kSlices + slice);
-      }
-      ATTN_UNROLL
-      for (int by = 1; by < kSlices; by *= 2) sum += __shfl_xor_sync(kWholeWarp, sum, by);
-      if (slice == 0 && t >= s) scores[t][s % kGroup] += sum;
-    }
+    for (int first = slice; first < kEdge; first += kFaded * kSlices)
+      add_faded_key(scores, queries, keys, s, first);
   }
 
   // weight * x + the sum over the earlier tokens of t's group, of weights[t][s] keys[s], all faded
@@ -210,6 +198,29 @@ class ChannelDecays {
   }
 
  private:
+  // The columns of a key that a thread fades at once: more don't stay in registers.
+  static constexpr int kFaded = kEdge / (kThreads / kEdge) < 16 ? kEdge / (kThreads / kEdge) : 16;
+
+  // The share of kFaded columns from `first` on, of every key's lanes, in the scores of key s.
+  ATTN_DEVICE void add_faded_key(Scores& scores, Tile queries, Tile keys, int s, int first) const {
+    constexpr int kSlices = kThreads / kEdge;
+    T faded[kFaded];
+    ATTN_UNROLL
+    for (int n = 0; n < kFaded; ++n) faded[n] = keys.get(s, first + n * kSlices);
+    ATTN_ROLLED
+    for (int t = s / kGroup * kGroup; t < (s / kGroup + 1) * kGroup; ++t) {
+      T sum = 0;
+      ATTN_UNROLL
+      for (int n = 0; n < kFaded; ++n) {
+        if (t > s) faded[n] *= keep_[t][first + n * kSlices];
+        if (t >= s) sum += faded[n] * queries.get(t, first + n * kSlices);
+      }
+      ATTN_UNROLL
+      for (int by = 1; by < kSlices; by *= 2) sum += __shfl_xor_sync(kWholeWarp, sum, by);
+      if (threadIdx.x % kSlices == 0 && t >= s) scores[t][s % kGroup] += sum;
+    }
+  }
+
   template <class F>
   static ATTN_DEVICE void for_each_column(F f) {
     ATTN_ROLLED

@@ -62,7 +62,8 @@ void map_features(const LinearCall& p, Stream stream) {
 
 // row_factor and row_delta.
 template <class T>
-__global__ void __launch_bounds__(kThreads) row_terms_kernel(const __grid_constant__ LinearCall p) {
+__global__ void __launch_bounds__(kThreads, 1)
+    row_terms_kernel(const __grid_constant__ LinearCall p) {
   const int64_t row = warp_item(), i = row % p.Lq, h = row / p.Lq % p.H, b = row / p.Lq / p.H;
   if (b >= p.B) return;
   const bool padded = !p.cu_seqlens && i >= live_queries(p, b).end;
@@ -86,7 +87,7 @@ void launch_row_terms(const LinearCall& p, Stream stream) {
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     sum_rows_kernel(const __grid_constant__ LinearRowsCall p) {
   const int64_t row = warp_item(), i = row % p.L, h = row / p.L % p.heads, b = row / p.L / p.heads;
   if (b >= p.B) return;

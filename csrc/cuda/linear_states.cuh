@@ -264,7 +264,7 @@ struct LinearScanCall : LinearCall {
 };
 
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     linear_scan_kernel(const __grid_constant__ LinearScanCall p) {
   const int64_t size = p.chunk_state_size(), blocks = tiles_over(size, kThreads);
   const int64_t e = blockIdx.x % blocks * kThreads + threadIdx.x, head = blockIdx.x / blocks;

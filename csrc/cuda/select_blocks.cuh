@@ -230,7 +230,7 @@ class RowChoice {
 };
 
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     select_choice_kernel(const __grid_constant__ SelectCall p) {
   const int64_t warp = thread_item() / 32, list = warp / p.row_count;
   const int64_t row = p.first_row + warp % p.row_count;
