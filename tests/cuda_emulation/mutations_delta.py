@@ -48,27 +48,10 @@ MUTATIONS = [
     fault(
         "shared memory too short", "delta_run.cuh", "sizeof(T) * kEdge * (kEdge + 1)", "1024", "shared bounds"
     ),
-    fault(
-        "rows of padding are read",
-        CALL,
-        "0), rows))) {}",
-        "0), p.chunk))) {}",
-        "global bounds",
-        rebuilt=("delta_float", "delta_decays"),
-    ),
     fault("errors beyond the last column", FORWARD, "errors.has(t, column + c)", "true", "global bounds"),
     fault("out beyond the last token", FORWARD, "t < chunk.live && column", "column", "global bounds"),
     fault("states beyond the last row", FORWARD, "next.has(d0 + d, column + c)", "true", "race"),
     fault("two sequences in one slot", CALL, "2 * sequence", "sequence / 2", "race", PACKED),
-    fault(
-        "lengths that nobody checked",
-        CALL,
-        "min64(max64(p.key_lengths[sequence], 0), end)",
-        "p.key_lengths[sequence]",
-        "global bounds",
-        "delta and test_lengths_of_nobody",
-        rebuilt=("delta_float", "delta_decays", "delta_plan"),
-    ),
     fault("a state that others write", STEP, "item / tiles % p.Hs", "item / tiles / p.Hs", "race", ONE_STEP),
     fault("no barrier in a step", STEP, BARRIER, "{}", "race", ONE_STEP),
     fault("no barrier after a step's sum", STEP, BARRIER, "{}", "race", ONE_STEP, occurrence=2),
