@@ -138,7 +138,7 @@ def entry(code: Iterable[Code], threads: int, shared: int) -> dict:
     fitting = [blocks_that_fit(a, registers, shared, threads) for a in ARCHITECTURES]
     rounds = [c.round for c in code]
     most = {name: max(r.get(name, 0) for r in rounds) for name in rounds[0]}
-    budget = {
+    return {
         "threads": threads,
         "shared": shared,
         "registers": registers,
@@ -146,9 +146,6 @@ def entry(code: Iterable[Code], threads: int, shared: int) -> dict:
         "blocks": fitting,
         "round": most,
     }
-    if spills := max(c.spills for c in code):
-        budget["spills"] = spills  # to be got rid of
-    return budget
 
 
 def read_budget() -> dict[str, dict]:
@@ -161,7 +158,7 @@ def broken(code: Code, budget: dict, architecture: int) -> list[str]:
     found = [
         (code.registers > budget["registers"], f"{code.registers} registers"),
         (code.stack > budget["stack"], f"{code.stack} bytes of stack"),
-        (code.spills > budget.get("spills", 0), f"{code.spills} accesses to the stack in the main loop"),
+        (code.spills > 0, f"{code.spills} accesses to the stack in the main loop"),
         (blocks < budget["blocks"][ARCHITECTURES.index(architecture)], f"{blocks} blocks fit"),
     ]
     for name, allowed in {**dict.fromkeys(code.round, 0), **budget["round"]}.items():
@@ -224,10 +221,7 @@ def tables(budgets: dict[str, dict]) -> str:
         fitting = ", ".join(f"{n} ({n * warps})" for n in blocks)
         size = f"{budget['shared'] / 1024:.0f} KB" if budget["shared"] else "none"
         short = name.replace("kFloat16, ", "").replace("<kFloat16>", "")
-        registers = f"{budget['registers']}"
-        if "spills" in budget:
-            registers += f", and {budget['spills']} accesses to the stack in the loop"
-        row = f"| `{short}` | {budget['threads']} | {registers} | {size} | {fitting} |"
+        row = f"| `{short}` | {budget['threads']} | {budget['registers']} | {size} | {fitting} |"
         if budget["round"].get("HMMA"):
             with_tensor_cores.append(f"{row} {share(budget)} | {clocks(budget)} |")
         else:

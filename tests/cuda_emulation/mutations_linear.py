@@ -101,7 +101,15 @@ MUTATIONS = [
     without_barrier(backward, "after values and R arrive", KEYS, 2),
     without_barrier(backward, "after the products of channels", KEYS, 3, CHANNEL),
     without_barrier(backward, "after queries of channels", KEYS, 4, CHANNEL),
-    without_barrier(backward, "before terms of decays are added up", BACKWARD, 1),
+    backward.fault(
+        "no barrier before terms of decays are added up",
+        BACKWARD,
+        BARRIER,
+        "",
+        "race",
+        # Of a kernel that several files have, the linker takes the first one's.
+        rebuilt=("linear_bfloat16_backward",),
+    ),
     backward.wrong("no delta", QUERIES, "x -= memory_.delta[t];", ""),
     backward.wrong("no share of z in dq", QUERIES, "x -= memory_.delta[t] * z[d];", ""),
     backward.wrong("no share of z in dk", KEYS, "x += z[d];", ""),
