@@ -159,6 +159,13 @@ MUTATIONS = [
         "load_matrices(left, a_chunks.away(k, row))",
     ),
     tensor.wrong("a scale that is not given back", PRODUCTS, "    return scale;\n", "    return 1;\n"),
-    tensor.fault("copies that are not waited for", PRODUCTS, "wait_for_copies<0>();", "", "race"),
+    tensor.fault(
+        "copies that are not waited for",
+        PRODUCTS,
+        "wait_for_copies<0>();",
+        "",
+        "race",
+        "linear and test_head_dims and token and bfloat16",
+    ),
     tensor.fault("no barrier between maxima", PRODUCTS, BARRIER, "", "race"),
 ]

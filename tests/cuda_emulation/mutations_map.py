@@ -97,9 +97,6 @@ MUTATIONS = [
         "test_map_kernels and test_masked",
     ),
     fault(
-        "an empty row's statistics", "empty ? infinity<T>() : top", "top", "test_map_kernels and test_masked"
-    ),
-    fault(
         "keys of the first tile alone",
         "tile < range.end; ++tile",
         "tile < range.begin + 1; ++tile",

@@ -101,7 +101,7 @@ MUTATIONS = [
         "the last of equal blocks", "__popc(ties & before) < equal", "__popc(ties & ~before) <= equal", TIES
     ),
     fault("equal blocks of each 32", "equal = max64(equal - __popc(ties), 0);", "", TIES, "global bounds"),
-    fault("nothing behind the last block", "out[n] = -1;", "(void)n;", TIES),
+    fault("the first block behind the last", "out[n] = -1;", "out[n] = 0;", TIES),
     fault(
         "blocks out of order",
         "out[count + __popc(chosen & before)]",
