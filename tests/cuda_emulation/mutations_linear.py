@@ -20,6 +20,8 @@ WIDE = "linear and test_head_dims and float32"
 
 forward = Mutations("linear forward", rebuilt=("linear_float",), tests=TOKEN)
 backward = Mutations("linear backward", rebuilt=("linear_float_backward",), tests=TOKEN)
+# Of a float kernel that several files have, the linker takes the first one's.
+shared = Mutations("linear backward", rebuilt=("linear_bfloat16_backward",), tests=TOKEN)
 tensor = Mutations("linear tensor", rebuilt=("linear_bfloat16",), tests=TOKEN.replace("float32", "bfloat16"))
 
 
@@ -72,7 +74,6 @@ MUTATIONS = [
         "running",
         "values",
         "linear and test_parts",
-        # Of a kernel that several files have, the linker takes the first one's.
         rebuilt=("linear_bfloat16",),
     ),
     forward.wrong(
@@ -101,15 +102,7 @@ MUTATIONS = [
     without_barrier(backward, "after values and R arrive", KEYS, 2),
     without_barrier(backward, "after the products of channels", KEYS, 3, CHANNEL),
     without_barrier(backward, "after queries of channels", KEYS, 4, CHANNEL),
-    backward.fault(
-        "no barrier before terms of decays are added up",
-        BACKWARD,
-        BARRIER,
-        "",
-        "race",
-        # Of a kernel that several files have, the linker takes the first one's.
-        rebuilt=("linear_bfloat16_backward",),
-    ),
+    without_barrier(shared, "before terms of decays are added up", BACKWARD, 1),
     backward.wrong("no delta", QUERIES, "x -= memory_.delta[t];", ""),
     backward.wrong("no share of z in dq", QUERIES, "x -= memory_.delta[t] * z[d];", ""),
     backward.wrong("no share of z in dk", KEYS, "x += z[d];", ""),
@@ -134,8 +127,8 @@ MUTATIONS = [
         "g < 1; ++g) add_head(this->head(g))",
         CAUSAL,
     ),
-    backward.wrong("<S, R> left out", BACKWARD, "sum += dots[block * p_.D + d];", ""),
-    backward.wrong("terms of the token itself", BACKWARD, "earlier < t", "earlier <= t"),
+    shared.wrong("<S, R> left out", BACKWARD, "sum += dots[block * p_.D + d];", ""),
+    shared.wrong("terms of the token itself", BACKWARD, "earlier < t", "earlier <= t"),
     backward.wrong("masked queries are multiplied", SCORES, "!memory.second.is_finite()", "false", FUTURE),
     backward.wrong(
         "elu's derivative",

@@ -91,12 +91,6 @@ MUTATIONS = [
         "lse in one part", "s[r][c] - high - low", "s[r][c] - (high + low)", "test_map_kernels and test_large"
     ),
     fault(
-        "masked pairs have weight",
-        "s[r][c] == -infinity<T>() ? T(0) : std::exp(s[r][c] - high - low)",
-        "std::exp(s[r][c] - high - low)",
-        "test_map_kernels and test_masked",
-    ),
-    fault(
         "keys of the first tile alone",
         "tile < range.end; ++tile",
         "tile < range.begin + 1; ++tile",
