@@ -1,87 +1,25 @@
 // attention_ext::attention and the raw operators under it, on the CPU.
-#include <cmath>
-#include <tuple>
-
 #include "bindings/attention_cpu.h"
-#include "bindings/attention_gradients.h"
 #include "bindings/threads.h"
 
 namespace attn {
 
 namespace {
 
-using Arguments = AttentionArguments;
-
-std::tuple<Tensor, Tensor> forward(const char* op, const Arguments& a) {
-  AttentionParams p;
-  BlockTableArrays built;
-  fill_attention_on_cpu(op, a, p, built);
-  const Sizes size = sizes_of(a.query);
-  Tensor out = empty_heads({size[0], size[1], size[2], p.Dv}, a.query);
-  Tensor lse = empty({size[0], size[1], size[2]}, accumulator_of(a.query.scalar_type()));
-  p.out = view_of(out);
-  p.lse = view_of(lse);
-  run_items(attention_kernels(p).forward, p);
-  return {out, lse};
-}
-
-std::tuple<Tensor, Tensor> attention_forward(
-    const Tensor& query, const Tensor& key, const Tensor& value, const std::vector<int64_t>& band,
-    const OptionalTensor& band_offset, const OptionalTensor& key_lengths,
-    const OptionalTensor& mask_bits, const OptionalTensor& row_bounds,
-    const std::vector<Tensor>& block_table, const OptionalTensor& bias, const OptionalTensor& sinks,
-    const OptionalTensor& alibi_slopes, double scale, double softcap, double dropout_p,
-    const OptionalTensor& dropout_seed) {
-  return forward("_attention_forward",
-                 {query,
-                  key,
-                  value,
-                  {band, band_offset, key_lengths, mask_bits, row_bounds, block_table},
-                  bias,
-                  sinks,
-                  alibi_slopes,
-                  scale,
-                  softcap,
-                  dropout_p,
-                  dropout_seed});
-}
-
-std::tuple<Tensor, Tensor> attention(
-    const Tensor& query, const Tensor& key, const Tensor& value, const std::vector<int64_t>& band,
-    const OptionalTensor& band_offset, const OptionalTensor& key_lengths,
-    const OptionalTensor& mask_bits, const OptionalTensor& row_bounds,
-    const std::vector<Tensor>& block_table, const OptionalTensor& bias, const OptionalTensor& sinks,
-    const OptionalTensor& alibi_slopes, std::optional<double> scale, double softcap,
-    double dropout_p, const OptionalTensor& dropout_seed) {
-  const double D = query.dim() == 4 ? static_cast<double>(query.size(3)) : 1;
-  return forward("attention", {query,
-                               key,
-                               value,
-                               {band, band_offset, key_lengths, mask_bits, row_bounds, block_table},
-                               bias,
-                               sinks,
-                               alibi_slopes,
-                               scale.value_or(D > 0 ? 1 / std::sqrt(D) : 1),
-                               softcap,
-                               dropout_p,
-                               dropout_seed});
-}
-
 // The gradients asked for, and the workspace of the three passes.
 class Backward {
  public:
-  Backward(const Arguments& a, const Tensor& grad_out, const OptionalTensor& grad_lse,
-           const Tensor& out, const Tensor& lse, const std::vector<bool>& needs)
+  Backward(const char* op, const AttentionArguments& a, const AttentionGradArguments& g)
       : a_(a), type_(accumulator_of(a.query.scalar_type())) {
-    check_no_derivative("_attention_backward", {&grad_out, grad_lse ? &*grad_lse : nullptr});
-    fill_attention_on_cpu("_attention_backward", a, p_, built_);
-    fill_results(a, grad_out, grad_lse, out, lse, p_);
-    gradients_ = make_gradients(a, needs, p_);
+    check_no_derivative(op, {&g.grad_out, g.grad_lse ? &*g.grad_lse : nullptr});
+    fill_attention_on_cpu(op, a, p_, built_);
+    fill_results(a, g, p_);
+    gradients_ = make_gradients(a, g.needs, p_);
     p_.plan = attention_kernels(p_).backward_plan(p_);
     allocate_workspace();
   }
 
-  std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> run() {
+  AttentionGradients run() {
     const AttentionKernels& kernels = attention_kernels(p_);
     run_items(kernels.backward_rows, p_);
     run_items(kernels.backward, p_);
@@ -91,7 +29,7 @@ class Backward {
   }
 
  private:
-  const Arguments& a_;
+  const AttentionArguments& a_;
   const ScalarType type_;
   AttentionGradParams p_;
   BlockTableArrays built_;
@@ -130,30 +68,30 @@ class Backward {
   }
 };
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> attention_backward(
-    const Tensor& grad_out, const OptionalTensor& grad_lse, const Tensor& query, const Tensor& key,
-    const Tensor& value, const Tensor& out, const Tensor& lse, const std::vector<int64_t>& band,
-    const OptionalTensor& band_offset, const OptionalTensor& key_lengths,
-    const OptionalTensor& mask_bits, const OptionalTensor& row_bounds,
-    const std::vector<Tensor>& block_table, const OptionalTensor& bias, const OptionalTensor& sinks,
-    const OptionalTensor& alibi_slopes, double scale, double softcap, double dropout_p,
-    const OptionalTensor& dropout_seed, const std::vector<bool>& needs) {
-  const Arguments a{
-      query,        key,
-      value,        {band, band_offset, key_lengths, mask_bits, row_bounds, block_table},
-      bias,         sinks,
-      alibi_slopes, scale,
-      softcap,      dropout_p,
-      dropout_seed};
-  return Backward(a, grad_out, grad_lse, out, lse, needs).run();
-}
-
 #define ATTN_INPUT_SCHEMA "Tensor query, Tensor key, Tensor value, "
 #define ATTN_TERM_SCHEMA(scale)                                                  \
   ATTN_MASK_SCHEMA ", Tensor? bias, Tensor? sinks, Tensor? alibi_slopes, " scale \
                    " scale, float softcap, float dropout_p, Tensor? dropout_seed"
 
 }  // namespace
+
+AttentionResults AttentionOnCpu::forward(const char* op, const AttentionArguments& a) {
+  AttentionParams p;
+  BlockTableArrays built;
+  fill_attention_on_cpu(op, a, p, built);
+  const Sizes size = sizes_of(a.query);
+  Tensor out = empty_heads({size[0], size[1], size[2], p.Dv}, a.query);
+  Tensor lse = empty({size[0], size[1], size[2]}, accumulator_of(a.query.scalar_type()));
+  p.out = view_of(out);
+  p.lse = view_of(lse);
+  run_items(attention_kernels(p).forward, p);
+  return {out, lse};
+}
+
+AttentionGradients AttentionOnCpu::backward(const char* op, const AttentionArguments& a,
+                                            const AttentionGradArguments& g) {
+  return Backward(op, a, g).run();
+}
 
 STABLE_TORCH_LIBRARY_FRAGMENT(attention_ext, m) {
   m.def("attention(" ATTN_INPUT_SCHEMA ATTN_TERM_SCHEMA("float?") ") -> (Tensor out, Tensor lse)");
@@ -165,9 +103,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(attention_ext, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(attention_ext, CPU, m) {
-  m.impl("attention", TORCH_BOX(&attention));
-  m.impl("_attention_forward", TORCH_BOX(&attention_forward));
-  m.impl("_attention_backward", TORCH_BOX(&attention_backward));
+  using Attention = AttentionOperators<AttentionOnCpu>;
+  m.impl("attention", TORCH_BOX(&Attention::attention));
+  m.impl("_attention_forward", TORCH_BOX(&Attention::forward));
+  m.impl("_attention_backward", TORCH_BOX(&Attention::backward));
 }
 
 }  // namespace attn

@@ -1,9 +1,6 @@
 #include "bindings/attention_cuda.h"
 
-#include <cmath>
-
 #include "bindings/attention_arguments_cuda.h"
-#include "bindings/attention_gradients.h"
 #include "bindings/device_tensor_cuda.h"
 #include "bindings/dropout.h"
 #include "cuda/attention.h"
@@ -13,11 +10,10 @@ namespace attn::cuda {
 
 namespace {
 
-using Arguments = AttentionArguments;
+bool is_double(const AttentionArguments& a) { return a.query.scalar_type() == ScalarType::Double; }
 
-bool is_double(const Arguments& a) { return a.query.scalar_type() == ScalarType::Double; }
-
-[[nodiscard]] std::vector<Tensor> fill(const char* op, const Arguments& a, AttentionCall& p) {
+[[nodiscard]] std::vector<Tensor> fill(const char* op, const AttentionArguments& a,
+                                       AttentionCall& p) {
   std::vector<Tensor> table = fill_attention_on_device(op, a, p);
   p.dropout_seed = attention_seed(a);
   return table;
@@ -25,7 +21,7 @@ bool is_double(const Arguments& a) { return a.query.scalar_type() == ScalarType:
 
 // What the splits of a forward call find, where it is cut; alive until its kernels are launched, as
 // the allocator hands memory out in the order of the stream.
-std::vector<Tensor> make_split_workspace(const Arguments& a, AttentionCall& p) {
+std::vector<Tensor> make_split_workspace(const AttentionArguments& a, AttentionCall& p) {
   p.splits = plan_splits(p.B, p.Hq, p.Hkv, p.Lq, p.Lk);
   if (p.splits.count == 0) return {};
   const ScalarType type = accumulator_of(a.query.scalar_type());
@@ -36,23 +32,8 @@ std::vector<Tensor> make_split_workspace(const Arguments& a, AttentionCall& p) {
   return {out, lse};
 }
 
-std::tuple<Tensor, Tensor> forward(const char* op, const Arguments& a) {
-  AttentionCall p;
-  const std::vector<Tensor> table = fill(op, a, p);
-  const DeviceScope device(a.query);
-  const Sizes size = sizes_of(a.query);
-  Tensor out = empty_heads({size[0], size[1], size[2], p.Dv}, a.query);
-  Tensor lse =
-      empty_on(a.query, {size[0], size[1], size[2]}, accumulator_of(a.query.scalar_type()));
-  p.out = view_of(out);
-  p.lse = view_of(lse);
-  const std::vector<Tensor> workspace = make_split_workspace(a, p);
-  (is_double(a) ? attention_forward<double> : attention_forward<float>)(p, device.stream());
-  return {out, lse};
-}
-
 // What a backward call needs for itself, alive as long.
-std::vector<Tensor> make_workspace(const Arguments& a, AttentionCall& p) {
+std::vector<Tensor> make_workspace(const AttentionArguments& a, AttentionCall& p) {
   std::vector<Tensor> tensors;
   const auto allocate = [&](std::vector<int64_t> sizes, ScalarType type) {
     tensors.push_back(empty_on(a.query, sizes, type));
@@ -77,74 +58,33 @@ std::vector<Tensor> make_workspace(const Arguments& a, AttentionCall& p) {
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> attention_forward(
-    const Tensor& query, const Tensor& key, const Tensor& value, const std::vector<int64_t>& band,
-    const OptionalTensor& band_offset, const OptionalTensor& key_lengths,
-    const OptionalTensor& mask_bits, const OptionalTensor& row_bounds,
-    const std::vector<Tensor>& block_table, const OptionalTensor& bias, const OptionalTensor& sinks,
-    const OptionalTensor& alibi_slopes, double scale, double softcap, double dropout_p,
-    const OptionalTensor& dropout_seed) {
-  return forward("_attention_forward",
-                 {query,
-                  key,
-                  value,
-                  {band, band_offset, key_lengths, mask_bits, row_bounds, block_table},
-                  bias,
-                  sinks,
-                  alibi_slopes,
-                  scale,
-                  softcap,
-                  dropout_p,
-                  dropout_seed});
-}
-
-std::tuple<Tensor, Tensor> attention(
-    const Tensor& query, const Tensor& key, const Tensor& value, const std::vector<int64_t>& band,
-    const OptionalTensor& band_offset, const OptionalTensor& key_lengths,
-    const OptionalTensor& mask_bits, const OptionalTensor& row_bounds,
-    const std::vector<Tensor>& block_table, const OptionalTensor& bias, const OptionalTensor& sinks,
-    const OptionalTensor& alibi_slopes, std::optional<double> scale, double softcap,
-    double dropout_p, const OptionalTensor& dropout_seed) {
-  const double D = query.dim() == 4 ? static_cast<double>(query.size(3)) : 1;
-  return forward("attention", {query,
-                               key,
-                               value,
-                               {band, band_offset, key_lengths, mask_bits, row_bounds, block_table},
-                               bias,
-                               sinks,
-                               alibi_slopes,
-                               scale.value_or(D > 0 ? 1 / std::sqrt(D) : 1),
-                               softcap,
-                               dropout_p,
-                               dropout_seed});
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> attention_backward(
-    const Tensor& grad_out, const OptionalTensor& grad_lse, const Tensor& query, const Tensor& key,
-    const Tensor& value, const Tensor& out, const Tensor& lse, const std::vector<int64_t>& band,
-    const OptionalTensor& band_offset, const OptionalTensor& key_lengths,
-    const OptionalTensor& mask_bits, const OptionalTensor& row_bounds,
-    const std::vector<Tensor>& block_table, const OptionalTensor& bias, const OptionalTensor& sinks,
-    const OptionalTensor& alibi_slopes, double scale, double softcap, double dropout_p,
-    const OptionalTensor& dropout_seed, const std::vector<bool>& needs) {
-  const Arguments a{
-      query,        key,
-      value,        {band, band_offset, key_lengths, mask_bits, row_bounds, block_table},
-      bias,         sinks,
-      alibi_slopes, scale,
-      softcap,      dropout_p,
-      dropout_seed};
-  check_no_derivative("_attention_backward", {&grad_out, grad_lse ? &*grad_lse : nullptr});
+AttentionResults AttentionOnCuda::forward(const char* op, const AttentionArguments& a) {
   AttentionCall p;
-  const std::vector<Tensor> table = fill("_attention_backward", a, p);
-  fill_results(a, grad_out, grad_lse, out, lse, p);
-  const DeviceScope device(query);
-  const std::vector<Tensor> g = make_gradients(a, needs, p);
+  const std::vector<Tensor> table = fill(op, a, p);
+  const DeviceScope device(a.query);
+  const Sizes size = sizes_of(a.query);
+  Tensor out = empty_heads({size[0], size[1], size[2], p.Dv}, a.query);
+  Tensor lse =
+      empty_on(a.query, {size[0], size[1], size[2]}, accumulator_of(a.query.scalar_type()));
+  p.out = view_of(out);
+  p.lse = view_of(lse);
+  const std::vector<Tensor> workspace = make_split_workspace(a, p);
+  (is_double(a) ? attention_forward<double> : attention_forward<float>)(p, device.stream());
+  return {out, lse};
+}
+
+AttentionGradients AttentionOnCuda::backward(const char* op, const AttentionArguments& a,
+                                             const AttentionGradArguments& g) {
+  check_no_derivative(op, {&g.grad_out, g.grad_lse ? &*g.grad_lse : nullptr});
+  AttentionCall p;
+  const std::vector<Tensor> table = fill(op, a, p);
+  fill_results(a, g, p);
+  const DeviceScope device(a.query);
+  const std::vector<Tensor> made = make_gradients(a, g.needs, p);
   const std::vector<Tensor> workspace = make_workspace(a, p);
-  const auto run =
-      is_double(a) ? cuda::attention_backward<double> : cuda::attention_backward<float>;
+  const auto run = is_double(a) ? attention_backward<double> : attention_backward<float>;
   run(p, device.stream());
-  return {g[0], g[1], g[2], g[3], g[4], g[5]};
+  return {made[0], made[1], made[2], made[3], made[4], made[5]};
 }
 
 Tensor pack_mask_bits(const Tensor& keep) {

@@ -4,9 +4,9 @@
 
 namespace attn {
 
-void fill_results(const AttentionArguments& a, const Tensor& grad_out,
-                  const OptionalTensor& grad_lse, const Tensor& out, const Tensor& lse,
+void fill_results(const AttentionArguments& a, const AttentionGradArguments& g,
                   AttentionGradParams& p) {
+  const auto& [grad_out, grad_lse, out, lse, needs] = g;
   const Sizes size = sizes_of(a.query), full{size[0], size[1], size[2], p.Dv};
   const ScalarType type = a.query.scalar_type();
   const auto matches = [&](const Tensor& t) {

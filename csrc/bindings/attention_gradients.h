@@ -5,9 +5,15 @@
 
 namespace attn {
 
+struct AttentionGradArguments {
+  const Tensor& grad_out;
+  const OptionalTensor& grad_lse;
+  const Tensor &out, &lse;
+  const std::vector<bool>& needs;
+};
+
 // Checks what the forward operator gave and its gradients, and puts them into p.
-void fill_results(const AttentionArguments& a, const Tensor& grad_out,
-                  const OptionalTensor& grad_lse, const Tensor& out, const Tensor& lse,
+void fill_results(const AttentionArguments& a, const AttentionGradArguments& g,
                   AttentionGradParams& p);
 
 // dq, dk, dv, dbias, dsinks, dalibi_slopes, uninitialized and beside query; those that `needs`

@@ -1,7 +1,5 @@
 // attention_ext::attention_map, and its kernels on the CPU.
 #include <algorithm>
-#include <cmath>
-#include <tuple>
 
 #include "bindings/attention_cpu.h"
 #include "bindings/attention_map_arguments.h"
@@ -10,8 +8,6 @@
 namespace attn {
 
 namespace {
-
-using Results = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 std::vector<MapRow> chosen_rows(const OptionalTensor& rows, int64_t Lq) {
   std::vector<MapRow> chosen;
@@ -36,11 +32,14 @@ void carve_workspace(AttentionMapParams& p, int64_t element, Arena& arena) {
   p.bin_partial = arena.take<double>(heads * (p.key_bins + p.chunks - 1) * p.query_bins);
 }
 
-Results run(const AttentionArguments& a, const OptionalTensor& rows,
-            const std::vector<int64_t>& bins) {
+}  // namespace
+
+AttentionMapResults AttentionOnCpu::map(const char* op, const AttentionArguments& a,
+                                        const OptionalTensor& rows,
+                                        const std::vector<int64_t>& bins) {
   AttentionMapParams p;
   BlockTableArrays built;
-  fill_attention_on_cpu("attention_map", a, p, built);
+  fill_attention_on_cpu(op, a, p, built);
   p.Dv = 0;
   const std::vector<MapRow> chosen = chosen_rows(rows, p.Lq);
   p.rows = chosen.data();
@@ -66,30 +65,6 @@ Results run(const AttentionArguments& a, const OptionalTensor& rows,
   return {results.weights, results.binned, results.column_sums, results.entropy, results.lse};
 }
 
-Results attention_map(const Tensor& query, const Tensor& key, const std::vector<int64_t>& band,
-                      const OptionalTensor& band_offset, const OptionalTensor& key_lengths,
-                      const OptionalTensor& mask_bits, const OptionalTensor& row_bounds,
-                      const std::vector<Tensor>& block_table, const OptionalTensor& bias,
-                      const OptionalTensor& sinks, const OptionalTensor& alibi_slopes,
-                      std::optional<double> scale, double softcap, const OptionalTensor& rows,
-                      const std::vector<int64_t>& bins) {
-  const double D = query.dim() == 4 ? static_cast<double>(query.size(3)) : 1;
-  return run({query,
-              key,
-              key,
-              {band, band_offset, key_lengths, mask_bits, row_bounds, block_table},
-              bias,
-              sinks,
-              alibi_slopes,
-              scale.value_or(D > 0 ? 1 / std::sqrt(D) : 1),
-              softcap,
-              0.0,
-              std::nullopt},
-             rows, bins);
-}
-
-}  // namespace
-
 STABLE_TORCH_LIBRARY_FRAGMENT(attention_ext, m) {
   m.def("attention_map(Tensor query, Tensor key, " ATTN_MASK_SCHEMA
         ", Tensor? bias, Tensor? sinks, Tensor? alibi_slopes, float? scale, float softcap, Tensor? "
@@ -98,7 +73,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(attention_ext, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(attention_ext, CPU, m) {
-  m.impl("attention_map", TORCH_BOX(&attention_map));
+  m.impl("attention_map", TORCH_BOX(&AttentionOperators<AttentionOnCpu>::map));
 }
 
 }  // namespace attn

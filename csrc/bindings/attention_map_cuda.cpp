@@ -1,8 +1,5 @@
-#include "bindings/attention_map_cuda.h"
-
-#include <cmath>
-
 #include "bindings/attention_arguments_cuda.h"
+#include "bindings/attention_cuda.h"
 #include "bindings/attention_map_arguments.h"
 #include "bindings/device_tensor_cuda.h"
 #include "cuda/attention_map.h"
@@ -10,8 +7,6 @@
 namespace attn::cuda {
 
 namespace {
-
-using Results = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 // Contiguous; the values stay unread.
 OptionalTensor chosen_rows(const OptionalTensor& rows, const Tensor& query) {
@@ -35,10 +30,13 @@ std::vector<Tensor> make_workspace(const Tensor& query, AttentionMapCall& p) {
   return tensors;
 }
 
-Results run(const AttentionArguments& a, const OptionalTensor& rows,
-            const std::vector<int64_t>& bins) {
+}  // namespace
+
+AttentionMapResults AttentionOnCuda::map(const char* op, const AttentionArguments& a,
+                                         const OptionalTensor& rows,
+                                         const std::vector<int64_t>& bins) {
   AttentionMapCall p;
-  const std::vector<Tensor> table = fill_attention_on_device("attention_map", a, p);
+  const std::vector<Tensor> table = fill_attention_on_device(op, a, p);
   check_bins(bins, p.Lq, p.Lk);
   if (!bins.empty()) p.query_bins = bins[0], p.key_bins = bins[1];
   const DeviceScope device(a.query);
@@ -51,32 +49,8 @@ Results run(const AttentionArguments& a, const OptionalTensor& rows,
   results.fill_views(p);
   const std::vector<Tensor> workspace = make_workspace(a.query, p);
   const bool wide = a.query.scalar_type() == ScalarType::Double;
-  (wide ? cuda::attention_map<double> : cuda::attention_map<float>)(p, device.stream());
+  (wide ? attention_map<double> : attention_map<float>)(p, device.stream());
   return {results.weights, results.binned, results.column_sums, results.entropy, results.lse};
-}
-
-}  // namespace
-
-Results attention_map(const Tensor& query, const Tensor& key, const std::vector<int64_t>& band,
-                      const OptionalTensor& band_offset, const OptionalTensor& key_lengths,
-                      const OptionalTensor& mask_bits, const OptionalTensor& row_bounds,
-                      const std::vector<Tensor>& block_table, const OptionalTensor& bias,
-                      const OptionalTensor& sinks, const OptionalTensor& alibi_slopes,
-                      std::optional<double> scale, double softcap, const OptionalTensor& rows,
-                      const std::vector<int64_t>& bins) {
-  const double D = query.dim() == 4 ? static_cast<double>(query.size(3)) : 1;
-  return run({query,
-              key,
-              key,
-              {band, band_offset, key_lengths, mask_bits, row_bounds, block_table},
-              bias,
-              sinks,
-              alibi_slopes,
-              scale.value_or(D > 0 ? 1 / std::sqrt(D) : 1),
-              softcap,
-              0.0,
-              std::nullopt},
-             rows, bins);
 }
 
 }  // namespace attn::cuda

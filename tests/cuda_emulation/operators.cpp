@@ -5,7 +5,6 @@
 #include "ptx/interpreter.h"
 
 #include "bindings/attention_cuda.h"
-#include "bindings/attention_map_cuda.h"
 #include "bindings/delta_operators.h"
 #include "bindings/device_tensor_cuda.h"
 #include "bindings/linear_cuda.h"
@@ -18,12 +17,13 @@ attn::DeviceScope::DeviceScope(const Tensor&) {}
 bool attn::DeviceScope::is_capturing() const { return capturing; }
 
 STABLE_TORCH_LIBRARY_IMPL(attention_ext_emulation, CPU, m) {
-  m.impl("attention", TORCH_BOX(&attn::cuda::attention));
-  m.impl("_attention_forward", TORCH_BOX(&attn::cuda::attention_forward));
-  m.impl("_attention_backward", TORCH_BOX(&attn::cuda::attention_backward));
+  using Attention = attn::AttentionOperators<attn::cuda::AttentionOnCuda>;
+  m.impl("attention", TORCH_BOX(&Attention::attention));
+  m.impl("_attention_forward", TORCH_BOX(&Attention::forward));
+  m.impl("_attention_backward", TORCH_BOX(&Attention::backward));
+  m.impl("attention_map", TORCH_BOX(&Attention::map));
   m.impl("_pack_mask_bits", TORCH_BOX(&attn::cuda::pack_mask_bits));
   m.impl("_dropout_keep", TORCH_BOX(&attn::cuda::dropout_keep));
-  m.impl("attention_map", TORCH_BOX(&attn::cuda::attention_map));
   m.impl("select_blocks", TORCH_BOX(&attn::cuda::select_blocks));
   using LinearAttention = attn::LinearAttentionOperators<attn::LinearOnCuda>;
   m.impl("_linear_attention_forward", TORCH_BOX(&LinearAttention::forward));
