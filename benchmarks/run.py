@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import os
 import sys
 import traceback
@@ -22,6 +21,7 @@ from .cases import Case
 from .crossover import measure_crossover
 from .effort import FULL, QUICK, Effort
 from .figures import entry_of, no_entry
+from .files import write
 from .growth import measure_growth
 from .measure import Progress, chosen_peers, measure_time, no_progress
 from .memory import measure_memory
@@ -117,20 +117,6 @@ def run(cases: Sequence[Case], effort: Effort) -> dict[str, Any]:
     }
 
 
-def write(result: dict[str, Any], folder: Path) -> list[Path]:
-    """One JSON file and one plot per operator."""
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    for op in sorted({entry["op"] for entry in result["entries"]}):
-        part = result | {"op": op, "entries": [entry for entry in result["entries"] if entry["op"] == op]}
-        data, picture = folder / f"{op}.json", folder / f"{op}.png"
-        data.write_text(json.dumps(part, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-        written.append(data)
-        if draw(part, picture):
-            written.append(picture)
-    return written
-
-
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.run", description="Measure attention_ext beside its peers."
@@ -159,7 +145,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     official = not (options.quick or options.case)
     result = run(cases, QUICK if options.quick else FULL)
     print(summary_text(result["entries"]))
-    for path in write(result, options.output or (RESULTS if official else UNOFFICIAL)):
+    folder = options.output or (RESULTS if official else UNOFFICIAL)
+    for path in write(result, folder, draw):
         print(f"wrote {path}")
     return int(any(entry["status"] in ("disagrees", "failed") for entry in result["entries"]))
 

@@ -15,6 +15,8 @@ from benchmarks.contender import make_call
 from benchmarks.cuda import clock, gpu, measure, peers, run
 from benchmarks.cuda.cases import CASES, LENGTHS, is_quick
 from benchmarks.cuda.measure import FULL, check_small, entry_of, inputs_of, results_of_peers, small
+from benchmarks.cuda.report import draw
+from benchmarks.files import write
 from benchmarks.report import summary_text
 
 pytestmark = [pytest.mark.once, pytest.mark.cpu_only("checks the benchmarks themselves")]
@@ -176,8 +178,9 @@ def test_json_plot_and_verdicts(tmp_path, capsys):
     entries = [invented(case, seconds=1.5) for case in cases]
     entries.append(measure.no_entry(cases[0], "disagrees", "out differs"))
     result = {"date": "never", "machine": MACHINE, "quick": True, "entries": entries}
-    written = run.write(result, tmp_path)
-    folder = tmp_path / "no-gpu-invented"
+    folder = run.folder_of(result, tmp_path)
+    assert folder == tmp_path / "no-gpu-invented"
+    written = write(result, folder, draw)
     names = {f"{op}.{kind}" for op in ("attention", "delta_rule") for kind in ("json", "png")}
     assert {path.name for path in written} == names
     assert (folder / "attention.png").read_bytes().startswith(b"\x89PNG")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import re
 import sys
 from collections.abc import Sequence
@@ -16,13 +15,14 @@ import torch
 from tqdm import tqdm
 
 from ..cases import Case
+from ..files import write
 from ..report import summary_text
 from . import clock, gpu
 from .cases import CASES, is_quick
 from .measure import FULL, QUICK, Effort, measure
 from .report import case_text, draw, machine_text
 
-__all__ = ["main", "run", "write"]
+__all__ = ["folder_of", "main", "run"]
 
 RESULTS = Path(__file__).parents[1] / "results_cuda"  # a folder for each kind of GPU
 UNOFFICIAL = Path("build/benchmarks_cuda")  # quick and partial runs replace no committed figures
@@ -50,19 +50,9 @@ def run(cases: Sequence[Case], effort: Effort) -> dict[str, Any]:
     }
 
 
-def write(result: dict[str, Any], folder: Path) -> list[Path]:
-    """One JSON file and one plot per operator, in a folder named after the GPU."""
-    folder = folder / re.sub(r"[^a-z0-9]+", "-", result["machine"]["gpu"].lower()).strip("-")
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    for op in sorted({entry["op"] for entry in result["entries"]}):
-        part = result | {"op": op, "entries": [entry for entry in result["entries"] if entry["op"] == op]}
-        data, picture = folder / f"{op}.json", folder / f"{op}.png"
-        data.write_text(json.dumps(part, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-        written.append(data)
-        if draw(part, picture):
-            written.append(picture)
-    return written
+def folder_of(result: dict[str, Any], folder: Path) -> Path:
+    """The folder inside it that is named after the GPU."""
+    return folder / re.sub(r"[^a-z0-9]+", "-", result["machine"]["gpu"].lower()).strip("-")
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -94,6 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     result = run(cases, QUICK if options.quick else FULL)
     print(summary_text(result["entries"]))
     official = not (options.quick or options.case)
-    for path in write(result, options.output or (RESULTS if official else UNOFFICIAL)):
+    folder = options.output or (RESULTS if official else UNOFFICIAL)
+    for path in write(result, folder_of(result, folder), draw):
         print(f"wrote {path}")
     return int(any(entry["status"] != "measured" for entry in result["entries"]))

@@ -16,7 +16,6 @@ TOKEN = "linear and test_chunk_borders and token-130-float32"
 CHANNEL = "linear and test_chunk_borders and channel-130-float32"
 PADDED = "linear and (test_key_lengths or test_packed) and float32"
 FUTURE = "linear and test_the_future and float32"
-WIDE = "linear and test_head_dims and float32"
 
 forward = Mutations("linear forward", rebuilt=("linear_float",), tests=TOKEN)
 backward = Mutations("linear backward", rebuilt=("linear_float_backward",), tests=TOKEN)

@@ -19,6 +19,7 @@ from linear_cases import (
     make_state,
 )
 from test_attention_kernels import CHECKED, FLOATS, variants
+from test_linear_attention import test_a_decay_of_minus_infinity_forgets  # noqa: F401  runs here, too
 
 import attention_ext as ax
 
@@ -185,22 +186,6 @@ def test_packed_sequences(kind, dtype, schedule):
 @pytest.mark.parametrize("kind", DECAYS)
 def test_strong_and_zero_decay(kind, strength, dtype, schedule):
     assert_shape_near(Shape(1, 2, 1, 1, 70, 5, 6), dtype, kind=kind, strength=strength)
-
-
-@pytest.mark.parametrize("kind", DECAYS)
-def test_a_decay_of_minus_infinity_forgets(kind):
-    s = Shape(1, 2, 2, 2, 40, 5, 6)
-    q, k, v = make_qkv(s)
-    decay = make_decay(s, kind)
-    if kind == "head":
-        decay[0] = -torch.inf
-        out = ax.linear_attention(q, k, v, causal=True, decay=decay)
-        torch.testing.assert_close(out[:, 0], v[:, 0], rtol=1e-4, atol=1e-5)
-    else:
-        decay[:, :, 20] = -torch.inf
-        out = ax.linear_attention(q, k, v, causal=True, decay=decay)
-        fresh = ax.linear_attention(*(t[:, :, 20:] for t in (q, k, v)), causal=True, decay=decay[:, :, 20:])
-        torch.testing.assert_close(out[:, :, 20:], fresh, rtol=1e-4, atol=1e-5)
 
 
 @variants(((torch.float32, 3), *HALVES))

@@ -5,7 +5,11 @@ import pytest
 import torch
 from attention_cases import LAYOUTS, TERMS
 from helpers import EMPTY_SHAPES, MASKS, SHAPES, Shape, random_keep
-from test_attention_map import assert_map_matches, make_qk
+from test_attention_map import (
+    assert_map_matches,
+    make_qk,
+    test_large_scores_keep_their_weights,  # noqa: F401  runs here, too
+)
 
 import attention_ext as ax
 from attention_ext import masks
@@ -101,15 +105,6 @@ def test_rows_on_a_device_are_not_looked_at(kernels):
     weights = kernels.operator("attention_map")(*call)[0][0, 0]
     assert not weights[:4].any()
     torch.testing.assert_close(weights[4].sum(), torch.tensor(1.0))
-
-
-@pytest.mark.parametrize("large", [-1e9, 1e6])
-def test_large_scores_keep_their_weights(large):
-    query, key = make_qk(Shape(1, 2, 1, 5, 70, 8, 1))
-    bias = torch.zeros(5, 1)
-    bias[2] = large
-    for sinks in (None, torch.tensor([large, 0.0])):
-        assert_map_matches(query, key, bias=bias, sinks=sinks)
 
 
 def test_masked_values_stay_out():
