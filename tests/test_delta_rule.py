@@ -56,6 +56,24 @@ def test_dtypes(dtype, kind):
     assert_delta_rule_matches(make_inputs(SHAPES["grouped"], kind, dtype, state=False), kind, scale=0.7)
 
 
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_a_decay_of_minus_infinity_forgets(kind):
+    q, k, v, beta, decay, state = make_inputs(SHAPES["grouped"], kind)
+    decay[:, :, 20] = -torch.inf
+    tensors = [t.requires_grad_() for t in (q, k, v, beta, decay, state)]
+    out, last = function(kind)(*tensors)
+    later = [t[:, :, 20:].detach().requires_grad_() for t in tensors[:5]]
+    fresh, fresh_last = function(kind)(*later)
+    tolerance = {"rtol": 1e-4, "atol": 1e-5}
+    torch.testing.assert_close((out[:, :, 20:], last), (fresh, fresh_last), **tolerance)
+    found = torch.autograd.grad(out[:, :, 20:].sin().sum() + last.sin().sum(), tensors)
+    expected = torch.autograd.grad(fresh.sin().sum() + fresh_last.sin().sum(), later)
+    for a, b in zip(found, expected, strict=False):
+        torch.testing.assert_close(a[:, :, 20:], b, **tolerance)
+        assert not a[:, :, :20].any()
+    assert not found[-1].any()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_strides(kind):
     assert_delta_rule_matches(make_inputs(SHAPES["grouped"], kind, heads_last=True), kind)

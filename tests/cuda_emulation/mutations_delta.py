@@ -5,7 +5,7 @@ from __future__ import annotations
 from mutations import Mutations
 
 PRODUCTS, BLOCK, CALL = "delta_products.cuh", "delta_block.cuh", "delta_call.cuh"
-INVERSE, FORWARD, STEP = "delta_inverse.cuh", "delta_forward.cuh", "delta_step.cuh"
+INVERSE, FORWARD = "delta_inverse.cuh", "delta_forward.cuh"
 BARRIER = "__syncthreads();"
 
 # Three chunks, two heads of one state; of test_delta_kernels.py.
@@ -17,7 +17,6 @@ LENGTHS = "delta and test_key_lengths and token and float32"
 PACKED = "delta and test_packed and token and float32"
 NONFINITE = "delta and future and nan and None and float32"
 WIDE = "delta and test_shapes and not tensor and wide and token and float32"
-ONE_STEP = "delta and test_step and token and float32"
 
 delta = Mutations("delta", rebuilt=("delta_float",), tests=LONG)
 fault, wrong = delta.fault, delta.wrong
@@ -52,9 +51,6 @@ MUTATIONS = [
     fault("out beyond the last token", FORWARD, "t < chunk.live && column", "column", "global bounds"),
     fault("states beyond the last row", FORWARD, "next.has(d0 + d, column + c)", "true", "race"),
     fault("two sequences in one slot", CALL, "2 * sequence", "sequence / 2", "race", PACKED),
-    fault("a state that others write", STEP, "item / tiles % p.Hs", "item / tiles / p.Hs", "race", ONE_STEP),
-    fault("no barrier in a step", STEP, BARRIER, "{}", "race", ONE_STEP),
-    fault("no barrier after a step's sum", STEP, BARRIER, "{}", "race", ONE_STEP, occurrence=2),
     wrong("the inverse without its sums", INVERSE, ": T(0)) - sum;", ": T(0));"),
     wrong("the inverse without beta", INVERSE, "x * block.memory.betas[s]", "x"),
     wrong("decays from the other end", FORWARD, "block.tail(t, d0 + d)", "block.head(t, d0 + d)"),
@@ -78,8 +74,6 @@ MUTATIONS = [
         NONFINITE,
     ),
     wrong("one slice of the columns", PRODUCTS, "k < depth; k += kEdge", "k < kEdge; k += kEdge", WIDE),
-    wrong("a step without its decay", STEP, "decay(d) * state(d) + ", "state(d) + ", ONE_STEP),
-    wrong("a step without beta", STEP, "input(p.beta, head_, 0) * ", "", ONE_STEP),
     *(
         Mutations("delta", rebuilt=("delta_half",), tests=HALF).wrong(name, PRODUCTS, old, "")
         for name, old in (

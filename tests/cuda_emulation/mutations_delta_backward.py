@@ -5,18 +5,14 @@ from __future__ import annotations
 from mutations import Mutations
 from mutations_delta import BARRIER, CHANNEL, GROUPED, LENGTHS, LONG, WIDE
 
-BACKWARD, GRADIENTS, DECAYS = "delta_backward.cuh", "delta_gradients.cuh", "delta_decays.cu"
+BACKWARD, GRADIENTS = "delta_backward.cuh", "delta_gradients.cuh"
 NONFINITE = "delta and not_finite and None and float32"
 
 delta = Mutations("delta backward", rebuilt=("delta_float",), tests=LONG)
 fault, wrong = delta.fault, delta.wrong
-# Kernels of the decays have a file of their own.
-decays = Mutations("delta decays", rebuilt=("delta_decays",), tests=LONG)
 
 MUTATIONS = [
     fault("no barrier after the weights of beta", GRADIENTS, BARRIER, "{}", "race", occurrence=2),
-    decays.fault("no barrier in the sums of columns", DECAYS, BARRIER, "{}", "race", CHANNEL),
-    decays.fault("no barrier in the sums of tokens", DECAYS, BARRIER, "{}", "race", occurrence=2),
     fault("R beyond the last row", BACKWARD, "before.has(d0 + d, column + c)", "true", "race"),
     fault("reads beyond the last row", BACKWARD, "read.has(d0 + d, column + c)", "true", "race"),
     fault(
@@ -30,19 +26,6 @@ MUTATIONS = [
         "global bounds",
     ),
     fault("dbeta beyond the last token", GRADIENTS, "if (s >= chunk.rows) return;", "", "global bounds"),
-    decays.fault(
-        "ddecay beyond the last token", DECAYS, "if (t >= chunk_.rows) return;", "", "global bounds"
-    ),
-    decays.fault(
-        "ddecay beyond the last column", DECAYS, "if (d >= columns) return;", "", "global bounds", CHANNEL
-    ),
-    decays.fault(
-        "shared memory of the sums",
-        DECAYS,
-        "totals[kColumns], terms[kRows]",
-        "totals[8], terms[8]",
-        "shared bounds",
-    ),
     fault(
         "two blocks on one chunk",
         GRADIENTS,
@@ -96,15 +79,6 @@ MUTATIONS = [
         GRADIENTS,
         "terms.at(t, column_ + d) -= ",
         "terms.at(t, column_ + d) -= 0 * ",
-    ),
-    decays.wrong("ddecay without states", DECAYS, "sum += memory_.totals[part];", ";"),
-    decays.wrong("ddecay without terms", DECAYS, "sum -= memory_.terms[before];", ";"),
-    decays.wrong(
-        "ddecay of channels without terms",
-        DECAYS,
-        "if (t < chunk_.live) sum -= ",
-        "if (false) sum -= ",
-        CHANNEL,
     ),
     wrong("padding of gradients", GRADIENTS, "    clear_padding();\n    if", "    if", LENGTHS),
     wrong(

@@ -7,7 +7,6 @@ from mutations import Mutation, Mutations
 PRODUCTS, CHUNKS, DECAY = "chunk_products.cuh", "linear_chunks.cuh", "linear_decay.cuh"
 SCORES, STATES, FORWARD = "linear_scores.cuh", "linear_states.cuh", "linear_forward.cuh"
 QUERIES, KEYS, BACKWARD = "linear_queries.cuh", "linear_keys.cuh", "linear_backward.cuh"
-ROWS, STEP = "linear_rows.cuh", "linear_step.cuh"
 BARRIER = "__syncthreads();"
 
 # Of test_linear_kernels.py.
@@ -16,6 +15,8 @@ TOKEN = "linear and test_chunk_borders and token-130-float32"
 CHANNEL = "linear and test_chunk_borders and channel-130-float32"
 PADDED = "linear and (test_key_lengths or test_packed) and float32"
 FUTURE = "linear and test_the_future and float32"
+FUTURE_16 = "linear and test_the_future and bfloat16"
+WIDE_16 = "linear and test_head_dims and token and bfloat16"
 
 forward = Mutations("linear forward", rebuilt=("linear_float",), tests=TOKEN)
 backward = Mutations("linear backward", rebuilt=("linear_float_backward",), tests=TOKEN)
@@ -75,21 +76,6 @@ MUTATIONS = [
         "linear and test_parts",
         rebuilt=("linear_bfloat16",),
     ),
-    forward.wrong(
-        "softmax without its maximum",
-        ROWS,
-        "std::exp(x - largest) / sum",
-        "std::exp(x) / sum",
-        "linear and test_feature_maps and softmax and float32",
-    ),
-    forward.wrong(
-        "a step that forgets its decay",
-        STEP,
-        "s = s * step_decay<T>(p, b, hs, d)",
-        "s = s",
-        "linear and test_step and float32",
-    ),
-    forward.fault("no barrier in a step", STEP, BARRIER, "", "race", "linear and test_step and float32"),
     # backward
     without_barrier(backward, "after decays are loaded", DECAY, 2),
     without_barrier(backward, "after totals of channels", DECAY, 5, CHANNEL),
@@ -129,20 +115,6 @@ MUTATIONS = [
     shared.wrong("<S, R> left out", BACKWARD, "sum += dots[block * p_.D + d];", ""),
     shared.wrong("terms of the token itself", BACKWARD, "earlier < t", "earlier <= t"),
     backward.wrong("masked queries are multiplied", SCORES, "!memory.second.is_finite()", "false", FUTURE),
-    backward.wrong(
-        "elu's derivative",
-        ROWS,
-        "phi(d) < 1 ? phi(d) : T(1)",
-        "T(1)",
-        "linear and test_feature_maps and elu and float32",
-    ),
-    backward.wrong(
-        "softmax's derivative",
-        ROWS,
-        "(x - mean)",
-        "x",
-        "linear and test_feature_maps and softmax and float32",
-    ),
     # tensor cores
     tensor.wrong(
         "a transposed operand as it stands",
@@ -157,7 +129,53 @@ MUTATIONS = [
         "wait_for_copies<0>();",
         "",
         "race",
-        "linear and test_head_dims and token and bfloat16",
+        WIDE_16,
     ),
     tensor.fault("no barrier between maxima", PRODUCTS, BARRIER, "", "race"),
+    tensor.fault("no barrier after maxima", PRODUCTS, BARRIER, "", "race", occurrence=2),
+    tensor.fault("copies without a group", PRODUCTS, "end_copy_group();", "", "async copy", WIDE_16),
+    tensor.fault(
+        "columns beyond the last",
+        PRODUCTS,
+        "rows.columns - column}",
+        "rows.columns}",
+        "global bounds",
+        WIDE_16,
+    ),
+    tensor.fault(
+        "rows of states beyond the last", PRODUCTS, "row < rows && column + e", "column + e", "global bounds"
+    ),
+    tensor.wrong(
+        "a right operand as it stands",
+        PRODUCTS,
+        "load_matrices_transposed(right, b_chunks.away(k, 8 * n))",
+        "load_matrices(right, b_chunks.away(k, 8 * n))",
+    ),
+    tensor.wrong(
+        "a right operand turned",
+        PRODUCTS,
+        "load_matrices(right, b_chunks.away(8 * n, part.b_first + k))",
+        "load_matrices_transposed(right, b_chunks.away(8 * n, part.b_first + k))",
+    ),
+    tensor.wrong("16 columns of a product", PRODUCTS, "if (k >= part.depth) break;", "if (k >= 16) break;"),
+    tensor.wrong("one warp's rows", PRODUCTS, "const int row = Sum::row_group() * 16;", "const int row = 0;"),
+    tensor.wrong("sums of a pair in one column", PRODUCTS, "fragment_column() + e % 2", "fragment_column()"),
+    tensor.wrong("sums in the upper rows", PRODUCTS, "fragment_row() + e / 2 * 8", "fragment_row()"),
+    tensor.wrong(
+        "a lane's sum of a row",
+        PRODUCTS,
+        "sum = across_quad(sum, [](float x, float y) { return x + y; });",
+        "",
+    ),
+    tensor.wrong("every second column of a row's sum", PRODUCTS, " + value[0][n][half + 1];", ";"),
+    tensor.wrong(
+        "the first columns again", PRODUCTS, "rows.data + column * rows.column_stride", "rows.data", WIDE_16
+    ),
+    tensor.wrong(
+        "all numbers are finite",
+        PRODUCTS,
+        "!copied_nonfinite<kDtype, kThreads, kEdge, kEdge>(tile_)",
+        "true",
+        FUTURE_16,
+    ),
 ]

@@ -112,4 +112,17 @@ MUTATIONS = [
     tensor.wrong("the same keys again", TENSOR, "key.from_row(k)", "key.from_row(0)"),
     tensor.wrong("places of a tile's first keys", TENSOR, "j0 + k, nonfinite", "j0, nonfinite"),
     tensor.wrong("a warp's rows shifted", TENSOR, "item.row + share.row", "item.row", TWO_WARPS),
+    tensor.fault(
+        "shared memory a tile short",
+        TENSOR,
+        "kQueryBytes + 4 * kTileBytes",
+        "kQueryBytes + 3 * kTileBytes",
+        "shared bounds",
+    ),
+    tensor.fault("columns beyond the last", TENSOR, "if (column < p.Dv) out", "out", "race"),
+    tensor.fault("an lse of each lane", TENSOR, "if (fragment_column() == 0) static", "static", "race"),
+    tensor.wrong("a warp's own maximum", TENSOR, "softmax.maximum[0][r] = top;", ""),
+    tensor.wrong("sums of the other row", TENSOR, "e % 4 / 2 != r", "e % 4 / 2 == r"),
+    tensor.wrong("two warps' keys", TENSOR, "part < share.parts; ++part", "part < 2; ++part"),
+    tensor.wrong("sums of each lane's first row", TENSOR, "at_[32 * (2 + r)] * add", "at_[32 * 2] * add"),
 ]

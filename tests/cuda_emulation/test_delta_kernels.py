@@ -9,7 +9,12 @@ import pytest
 import torch
 from helpers import assert_matches
 from linear_cases import EMPTY_SHAPES, SHAPES, Shape
-from test_delta_rule import KINDS, function, make_inputs
+from test_delta_rule import (
+    KINDS,
+    function,
+    make_inputs,
+    test_a_decay_of_minus_infinity_forgets,  # noqa: F401  runs here, too
+)
 
 import attention_ext as ax
 from attention_ext._ops import library
@@ -97,8 +102,8 @@ def test_head_dims(dims, dtype):
 @both
 @kinds
 def test_key_lengths(kind, dtype):
-    s = Shape(3, 1, 1, 1, 66, 6, 5)
-    lengths = torch.tensor([0, 64, s.L])
+    s = Shape(4, 1, 1, 1, 66, 6, 5)
+    lengths = torch.tensor([0, 30, 64, s.L])
     tensors = inputs(s, kind, dtype)
     assert_near(tensors, kind, key_lengths=lengths)
     results = []

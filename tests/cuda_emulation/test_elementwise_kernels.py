@@ -7,7 +7,9 @@ from attention_ext import reference
 from attention_ext._ops import library
 
 
-@pytest.mark.parametrize("sizes", [(1,), (63,), (2, 64), (3, 2, 65), (2, 1, 3, 200), (0, 5), (5, 0)], ids=str)
+@pytest.mark.parametrize(
+    "sizes", [(1,), (63,), (2, 64), (3, 2, 65), (2, 1, 3, 200), (150, 70), (0, 5), (5, 0)], ids=str
+)
 def test_pack_mask_bits(sizes):
     keep = torch.rand(sizes) > 0.5
     words = library.pack_mask_bits(keep)
