@@ -14,7 +14,7 @@ import attention_ext as ax
 from attention_ext import masks, reference
 
 CHECKED = emulation.MODE == "checked"
-# Schedule 0 lets threads take turns, others are random orders. The checks need one of them alone.
+# Schedule 0 lets threads take turns, others are random orders. The checks take one, each test its own.
 FLOATS = ((torch.float32, 3),) if CHECKED else ((torch.float32, 0), (torch.float64, 7))
 STORED = (*FLOATS, (torch.bfloat16, 3 if CHECKED else 7))
 ALL = STORED if CHECKED else (*STORED, (torch.float16, 0))

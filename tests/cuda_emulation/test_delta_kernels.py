@@ -20,7 +20,7 @@ import attention_ext as ax
 from attention_ext._ops import library
 
 CHECKED = emulation.MODE == "checked"
-# Schedule 0 lets threads take turns, others are random orders. The checks need one of them alone.
+# Schedule 0 lets threads take turns, others are random orders. The checks take one, each test its own.
 FLOATS = ((torch.float32, 3),) if CHECKED else ((torch.float32, 0), (torch.float64, 7))
 HALVES = ((torch.float16, 3),) if CHECKED else ((torch.float16, 0), (torch.bfloat16, 7))
 BOTH = (FLOATS[0], HALVES[-1])

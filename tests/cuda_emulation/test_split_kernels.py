@@ -12,7 +12,7 @@ import attention_ext as ax
 from attention_ext import masks, reference
 
 CHECKED = emulation.MODE == "checked"
-# The checks run one random schedule; values are compared in turn, and in a random order.
+# The checks take a random schedule, each test its own; values are compared in turn, and in a random order.
 PLAIN = ((torch.float32, 3),) if CHECKED else ((torch.float32, 0), (torch.float64, 7))
 TENSOR = ((torch.float16, 3),) if CHECKED else ((torch.float16, 0), (torch.bfloat16, 5))
 
