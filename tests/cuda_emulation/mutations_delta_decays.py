@@ -17,7 +17,7 @@ MUTATIONS = [
     fault("no barrier in the sums of columns", DECAYS, BARRIER, "{}", "race", CHANNEL),
     fault("no barrier in the sums of tokens", DECAYS, BARRIER, "{}", "race", occurrence=2),
     fault("ddecay beyond the last token", DECAYS, "if (t >= chunk_.rows) return;", "", BOUNDS),
-    fault("ddecay beyond the last column", DECAYS, "if (d >= columns) return;", "", BOUNDS, CHANNEL),
+    fault("ddecay beyond the last column", DECAYS, "if (d >= columns) return;", "", "shared bounds", CHANNEL),
     fault(
         "shared memory of the sums",
         DECAYS,
