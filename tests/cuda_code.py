@@ -203,12 +203,23 @@ def share(budget: dict) -> str:
     return f"{products} of {count['all']} ({products / count['all']:.0%})".replace("%)", " %)")
 
 
-def clocks(budget: dict) -> str:
-    """Lower bounds of one block's round on sm_80: tensor cores, special functions, shared memory, issue."""
+def clocks(budget: dict) -> dict[str, int]:
+    """Lower bounds of one block's round on sm_80."""
     count, warps = budget["round"], budget["threads"] // 32
-    tensor, special = 2 * count["HMMA"] * warps, 2 * count.get("MUFU", 0) * warps
-    shared = 4 * (count.get("LDSM", 0) + count.get("LDGSTS", 0)) * warps
-    return f"{tensor}, {special}, {shared}, {count['all'] * warps // 4}"
+    return {
+        "tensor cores": 2 * count["HMMA"] * warps,
+        "special functions": 2 * count.get("MUFU", 0) * warps,
+        "shared memory": 4 * (count.get("LDSM", 0) + count.get("LDGSTS", 0)) * warps,
+        "issue": count["all"] * warps // 4,
+    }
+
+
+def roofline(budget: dict) -> str:
+    """The clocks, and how near the highest of them lets the kernel come to the peak of the tensor cores."""
+    bounds = clocks(budget)
+    highest = max(bounds, key=bounds.__getitem__)
+    reached = bounds["tensor cores"] / bounds[highest]
+    return f"{', '.join(map(str, bounds.values()))} | {highest}: {reached:.0%}".replace("%", " %")
 
 
 def tables(budgets: dict[str, dict]) -> str:
@@ -223,13 +234,13 @@ def tables(budgets: dict[str, dict]) -> str:
         short = name.replace("kFloat16, ", "").replace("<kFloat16>", "")
         row = f"| `{short}` | {budget['threads']} | {budget['registers']} | {size} | {fitting} |"
         if budget["round"].get("HMMA"):
-            with_tensor_cores.append(f"{row} {share(budget)} | {clocks(budget)} |")
+            with_tensor_cores.append(f"{row} {share(budget)} | {roofline(budget)} |")
         else:
             others.append(f"{row} {share(budget) if budget['round'] else 'no products'} |")
     head = "| kernel | threads | registers | shared memory | blocks (warps) that fit, sm_80, sm_90 |"
     lines = [
-        f"{head} mma.sync of a round | tensor, special, shared, issue clocks |",
-        "|" + " --- |" * 7,
+        f"{head} mma.sync of a round | tensor, special, shared, issue clocks | bound by: share of peak |",
+        "|" + " --- |" * 8,
         *with_tensor_cores,
         "",
         f"{head} products of a round |",
