@@ -115,12 +115,15 @@ class ChunkTile<TensorArithmetic<kDtype>> {
     for (int n = 0; n < Own::kCount; ++n) {
       const int row = Own::first_row() + n * Own::kStep, column = Own::chunk() * kChunk;
       auto* pairs = reinterpret_cast<uint32_t*>(tile_.chunk(row, Own::chunk()));
+      uint32_t own[kChunk / 2];  // so that what f reads need not be read again after each store
       ATTN_UNROLL
-      for (int e = 0; e < kChunk / 2; ++e) {
-        const uint32_t pair = pairs[e];
-        pairs[e] = pack<kDtype>(f(row, column + 2 * e, unpack<kDtype>(pair)),
-                                f(row, column + 2 * e + 1, unpack<kDtype>(pair >> 16)));
-      }
+      for (int e = 0; e < kChunk / 2; ++e) own[e] = pairs[e];
+      ATTN_UNROLL
+      for (int e = 0; e < kChunk / 2; ++e)
+        own[e] = pack<kDtype>(f(row, column + 2 * e, unpack<kDtype>(own[e])),
+                              f(row, column + 2 * e + 1, unpack<kDtype>(own[e] >> 16)));
+      ATTN_UNROLL
+      for (int e = 0; e < kChunk / 2; ++e) pairs[e] = own[e];
     }
   }
 
@@ -155,10 +158,11 @@ class ChunkTile<TensorArithmetic<kDtype>> {
         largest = std::fmax(largest, std::fabs(values[n][e]));
       }
     }
-    const float scale = power_of_two(block_maximum(largest));
+    const float scale = power_of_two(block_maximum(largest)), inverse = 1 / scale;
     ATTN_UNROLL
     for (int n = 0; n < kCount; ++n)
-      set_pair(first + n * (kThreads / kPairs), column, values[n][0] / scale, values[n][1] / scale);
+      set_pair(first + n * (kThreads / kPairs), column, values[n][0] * inverse,
+               values[n][1] * inverse);
     return scale;
   }
 
