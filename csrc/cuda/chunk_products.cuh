@@ -105,6 +105,9 @@ class ChunkTile<TensorArithmetic<kDtype>> {
     *element(row, column) = static_cast<uint16_t>(pack<kDtype>(x, 0.0f));
   }
   // At an even column.
+  ATTN_DEVICE uint32_t get_pair(int row, int column) const {
+    return *reinterpret_cast<const uint32_t*>(element(row, column));
+  }
   ATTN_DEVICE void set_pair(int row, int column, float x, float y) const {
     *reinterpret_cast<uint32_t*>(element(row, column)) = pack<kDtype>(x, y);
   }
@@ -169,9 +172,7 @@ class ChunkTile<TensorArithmetic<kDtype>> {
  private:
   // Over the block, by way of the tile, with two barriers.
   ATTN_DEVICE float block_maximum(float value) const {
-    ATTN_UNROLL
-    for (int by = 16; by > 0; by /= 2)
-      value = std::fmax(value, __shfl_xor_sync(kWholeWarp, value, by));
+    value = warp_maximum(value);
     auto* largest = reinterpret_cast<float*>(tile_.chunk(0, 0));
     if (lane_in_warp() == 0) largest[threadIdx.x / 32] = value;
     __syncthreads();
@@ -231,6 +232,10 @@ struct ChunkSum<PlainArithmetic<T>> {
       if (thread_column() == 0) f(row(r), sum);
     }
   }
+  // += weights[row] times the tile
+  ATTN_DEVICE void add_rows(const T* weights, ChunkTile<PlainArithmetic<T>> tile) {
+    for_each([&](int r, int c, T& x) { x += weights[r] * tile.get(r, c); });
+  }
   ATTN_DEVICE void store(ChunkTile<PlainArithmetic<T>> tile) {
     for_each([&](int r, int c, T x) { tile.set(r, c, x); });
   }
@@ -271,6 +276,18 @@ struct ChunkSum<TensorArithmetic<kDtype>> {
       for (int n = 0; n < kTiles; ++n) sum += value[0][n][half] + value[0][n][half + 1];
       sum = across_quad(sum, [](float x, float y) { return x + y; });
       if (fragment_column() == 0) f(row(half), sum);
+    }
+  }
+  ATTN_DEVICE void add_rows(const float* weights, ChunkTile<TensorArithmetic<kDtype>> tile) {
+    ATTN_UNROLL
+    for (int e = 0; e < 4; e += 2) {
+      const float weight = weights[row(e)];
+      ATTN_UNROLL
+      for (int n = 0; n < kTiles; ++n) {
+        const uint32_t pair = tile.get_pair(row(e), column(n, e));
+        value[0][n][e] += weight * unpack<kDtype>(pair);
+        value[0][n][e + 1] += weight * unpack<kDtype>(pair >> 16);
+      }
     }
   }
   ATTN_DEVICE void store(ChunkTile<TensorArithmetic<kDtype>> tile) {

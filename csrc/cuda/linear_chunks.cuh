@@ -122,15 +122,17 @@ ATTN_DEVICE void load_row_terms(const LinearCall& p, const LinearChunk& chunk, i
   factor[t] = inside ? static_cast<const T*>(p.row_factor)[row] : T(0);
   delta[t] = inside ? static_cast<const T*>(p.row_delta)[row] : T(0);
 }
-// What factors are divided by where they go into 16 bits: the largest finite one, or 1.
+// What factors are divided by where they go into 16 bits: the largest finite one, or 1. All threads
+// of a warp take part.
 template <class Arithmetic, class T>
 ATTN_DEVICE T largest_factor(const T* factor) {
   if constexpr (!Arithmetic::kTensor) return 1;
   T largest = 0;
-  for (int t = 0; t < Arithmetic::kEdge; ++t) {
+  for (int t = lane_in_warp(); t < Arithmetic::kEdge; t += 32) {
     const T x = std::fabs(factor[t]);
     if (x < T(1e30)) largest = std::fmax(largest, x);
   }
+  largest = warp_maximum(largest);
   return largest > T(1e-30) ? largest : T(1);
 }
 

@@ -106,9 +106,12 @@ class LinearKeys : KeyGradientBlock<Arithmetic, kChannel> {
     add_value_products(products, p_, chunk_, h, memory_);
     __syncthreads();
     const T largest = largest_factor<Arithmetic>(memory_.factor);
-    products.for_each([&](int t, int s, T& x) {
-      x = (x - memory_.delta[t]) * (memory_.factor[t] / largest);
+    products.for_each(
+        [&](int t, int, T& x) { x = (x - memory_.delta[t]) * (memory_.factor[t] / largest); });
+    products.for_each([&](int t, int s, T x) {
       if (s == t) memory_.diagonal[t] = x * largest;
+    });
+    products.for_each([&](int t, int s, T& x) {
       if (s >= t)
         x = 0;
       else if constexpr (!kChannel)
@@ -121,7 +124,7 @@ class LinearKeys : KeyGradientBlock<Arithmetic, kChannel> {
     else
       add_weighted<true>(product, products, queries, chunk_.begin, this->column0_, memory_);
     gradient_.add(product, largest);
-    own_.for_each([&](int t, int d, T& x) { x += memory_.diagonal[t] * memory_.second.get(t, d); });
+    own_.add_rows(memory_.diagonal, memory_.second);
   }
   ATTN_DEVICE void add_channel_pairs(Sum& product, Sum& products, const Rows& queries, T largest) {
     const auto weights = memory_.first, own_queries = memory_.second, pairs = memory_.third;

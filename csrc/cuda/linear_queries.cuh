@@ -82,9 +82,11 @@ class LinearQueries {
   }
 
   ATTN_DEVICE void add_pairs(Sum& gradient, Sum& products) {
-    products.for_each([&](int t, int s, T& x) {
-      x -= memory_.delta[t];
+    products.for_each([&](int t, int, T& x) { x -= memory_.delta[t]; });
+    products.for_each([&](int t, int s, T x) {
       if (s == t) memory_.diagonal[t] = x;
+    });
+    products.for_each([&](int t, int s, T& x) {
       if (s >= t)
         x = 0;
       else if (!kChannel && p_.decay)
@@ -96,8 +98,7 @@ class LinearQueries {
     else
       add_weighted<false>(gradient, products, keys, chunk_.begin, d0_, memory_);
     if (p_.query_terms) store_terms(gradient, products);
-    gradient.for_each(
-        [&](int t, int d, T& x) { x += memory_.diagonal[t] * memory_.second.get(t, d); });
+    gradient.add_rows(memory_.diagonal, memory_.second);
   }
   ATTN_DEVICE T weight(int t, int s) const {
     if constexpr (kChannel)

@@ -10,14 +10,6 @@ namespace attn::cuda {
 ATTN_DEVICE int64_t warp_item() { return (int64_t{blockIdx.x} * kThreads + threadIdx.x) / 32; }
 inline int64_t blocks_of_warps(int64_t count) { return tiles_over(count, kThreads / 32); }
 
-template <class T>
-ATTN_DEVICE T warp_maximum(T value) {
-  ATTN_UNROLL
-  for (int by = 16; by > 0; by /= 2)
-    value = std::fmax(value, __shfl_xor_sync(kWholeWarp, value, by));
-  return value;
-}
-
 struct FeatureMapCall {
   int64_t B = 0, heads = 0, L = 0, D = 0;
   FeatureMap map = FeatureMap::kIdentity;

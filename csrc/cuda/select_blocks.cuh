@@ -91,14 +91,6 @@ ATTN_DEVICE int64_t bits_of(double value) {
   return bits;
 }
 
-template <class T>
-ATTN_DEVICE T warp_maximum(T value) {
-  ATTN_UNROLL
-  for (int by = 16; by > 0; by /= 2)
-    value = std::fmax(value, __shfl_xor_sync(kWholeWarp, value, by));
-  return value;
-}
-
 // What one row of a list chooses: the work of a warp, whose lanes take every 32nd block.
 template <class T>
 class RowChoice {

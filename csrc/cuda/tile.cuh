@@ -110,6 +110,14 @@ ATTN_DEVICE T warp_sum(T value) {
   return value;
 }
 
+template <class T>
+ATTN_DEVICE T warp_maximum(T value) {
+  ATTN_UNROLL
+  for (int by = 16; by > 0; by /= 2)
+    value = std::fmax(value, __shfl_xor_sync(kWholeWarp, value, by));
+  return value;
+}
+
 // Over the 16 threads that share a tile's rows; every one of them gets the result.
 template <class T, class Combine>
 ATTN_DEVICE T across_columns(T value, Combine combine) {

@@ -92,7 +92,7 @@ MUTATIONS = [
     backward.wrong("no share of z in dq", QUERIES, "x -= memory_.delta[t] * z[d];", ""),
     backward.wrong("no share of z in dk", KEYS, "x += z[d];", ""),
     backward.wrong(
-        "dq without its own pair", QUERIES, "x += memory_.diagonal[t] * memory_.second.get(t, d);", ""
+        "dq without its own pair", QUERIES, "gradient.add_rows(memory_.diagonal, memory_.second);", ""
     ),
     backward.wrong("dk without its own pair", KEYS, "gradient_.add(own_, 1);", ""),
     backward.wrong("dv without decay to the end", KEYS, "x *= memory_.decays.to_end(s); });", "});"),

@@ -85,11 +85,7 @@ MUTATIONS = [
     in_double("probabilities that don't count", "keeps(c) ? s[c] * factor : kMinusInfinity", "s[c] * factor"),
     in_double("one stride of those a key covers", "shift < covered; ++shift", "shift < 1; ++shift"),
     in_double("one head's probabilities", "h < heads.end; ++h) {", "h < heads.begin + 1; ++h) {"),
-    in_double(
-        "the maximum of half a warp",
-        "for (int by = 16; by > 0; by /= 2)\n    value = std::fmax",
-        "for (int by = 1; by > 0; by /= 2)\n    value = value + 0 * std::fmax",
-    ),
+    in_double("a lane's maximum", "warp_maximum(top)", "top"),
     fault(
         "NaN as the best score", "score != score ? kMinusInfinity : score + T(0)", "score + T(0)", "test_nan"
     ),
