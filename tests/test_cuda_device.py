@@ -30,6 +30,14 @@ def attention_with_a_table(query, key, value):
     return ax.attention(query, key, value, mask=TABLE)
 
 
+def attention_with_chosen_blocks(query, key, value):
+    """A table that the device makes anew in each call."""
+    L = query.shape[2]
+    blocks = torch.arange(L, dtype=torch.int32, device=query.device) * 7 % -(-L // 64)
+    mask = masks.Selected(torch.stack([blocks, blocks // 2], dim=-1), 64) & masks.Causal()
+    return ax.attention(query, key, value, mask=mask)
+
+
 def linear_attention(query, key, value, decay):
     return ax.linear_attention(query, key, value, causal=True, normalize=False, decay=-decay.abs())
 
@@ -42,6 +50,7 @@ def delta_rule(query, key, value, beta):
 CALLS = {
     "attention": (attention, lambda B, H, L, D: [*qkv_sizes(B, H, L, D), (H, 1, L), (H,)]),
     "attention_with_a_table": (attention_with_a_table, lambda B, H, L, D: qkv_sizes(B, H, L, D)),
+    "attention_with_chosen_blocks": (attention_with_chosen_blocks, lambda B, H, L, D: qkv_sizes(B, H, L, D)),
     "linear_attention": (linear_attention, lambda B, H, L, D: [(B, H, L, D)] * 3 + [(B, H, L)]),
     "delta_rule": (delta_rule, lambda B, H, L, D: [(B, H, L, D)] * 3 + [(B, H, L)]),
 }

@@ -177,7 +177,8 @@ class Mask:
         """The same pairs for these lengths as a `Tiles`, the kernels' table, built here and now.
 
         Inside torch.compile it leaves nothing to build: of a mask with tensors on a GPU a graph builds the
-        table anew in each call, which waits for the GPU and can be no part of a CUDA graph.
+        table anew in each call, which waits for the GPU and can be no part of a CUDA graph. That of
+        :class:`Selected`, alone or with a :class:`Causal`, the GPU makes without that.
         """
         from ._blocks import Tiles
 

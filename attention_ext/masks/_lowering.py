@@ -112,11 +112,20 @@ def _table_without_arrays(code: tuple[int, ...], Lq: int, Lk: int) -> list[Tenso
 def _build(block_table: list[Tensor], Lq: int, Lk: int) -> list[Tensor]:
     with torch.inference_mode(False):  # what is made in inference mode cannot serve in training later
         try:
-            host = [t.cpu() for t in block_table]
-            parts = torch.ops.attention_ext._build_block_table.default(host, Lq, Lk)
+            parts = torch.ops.attention_ext._build_block_table.default(_where_built(block_table), Lq, Lk)
+        except NotImplementedError:  # a build without CUDA
+            raise
         except RuntimeError as error:  # what the mask holds does not fit the sizes
             raise ValueError(str(error).partition("\n")[0].removeprefix("attention_ext: ")) from None
         return stored_table(parts, Lq, Lk)
+
+
+def _where_built(block_table: list[Tensor]) -> list[Tensor]:
+    """The program, with arrays on the CPU, which builds all tables but a GPU's of the blocks chosen there."""
+    code, *arrays = block_table
+    if code[0] == SELECTED and len(arrays) == 1 and arrays[0].is_cuda:
+        return block_table
+    return [code, *(t.cpu() for t in arrays)]
 
 
 def is_built(block_table: list[Tensor]) -> bool:

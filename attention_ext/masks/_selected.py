@@ -18,8 +18,9 @@ class Selected(Mask):
 
     indices: int32 (..., nq, n), at most four dimensions, the leading ones broadcastable to (B, H);
     nq = ceil(Lq / query_block_size). Below 0 is no block. They index plainly, by (i, j), and must be below
-    ceil(Lk / block_size). block_size, query_block_size, group: positive integers; head h of the queries sees
-    what head h // group of the indices says. Raises TypeError or ValueError for anything else.
+    ceil(Lk / block_size); where a GPU makes the kernels' table, one that is not is no block. block_size,
+    query_block_size, group: positive integers; head h of the queries sees what head h // group of the indices
+    says. Raises TypeError or ValueError for anything else.
     """
 
     _tensor_fields = ("indices",)

@@ -1,6 +1,7 @@
 #include "bindings/block_table_cuda.h"
 
 #include "bindings/device_tensor_cuda.h"
+#include "bindings/selected_table_cuda.h"
 #include "bindings/table_cache_cuda.h"
 
 namespace attn {
@@ -66,23 +67,38 @@ void check_not_capturing(const DeviceScope& device) {
         "mask.tiles(Lq, Lk), which builds it once");
 }
 
-// The table of a program, on the device of `beside`: one that was kept, or a new one.
-std::vector<Tensor> build(const std::vector<Tensor>& block_table, int64_t Lq, int64_t Lk,
-                          const Tensor& beside) {
-  const DeviceScope device(beside);
+// A block_table on the CPU, which waits for what lies on the device.
+std::vector<Tensor> copy_to_host(const std::vector<Tensor>& block_table,
+                                 const DeviceScope& device) {
   const torch::stable::Device cpu(torch::headeronly::DeviceType::CPU);
   std::vector<Tensor> on_host;
   for (const Tensor& t : block_table) {
     if (!t.is_cpu()) check_not_capturing(device);
     on_host.push_back(t.is_cpu() ? t : torch::stable::to(t, cpu));
   }
+  return on_host;
+}
+
+std::vector<Tensor> build_on_host(const MaskProgram& program, int64_t Lq, int64_t Lk,
+                                  const Tensor& beside) {
+  std::vector<Tensor> table;
+  for (const Tensor& t : table_tensors(program.build(Lq, Lk)))
+    table.push_back(torch::stable::to(t, beside.device()));
+  return table;
+}
+
+// The table of a program, on the device of `beside`: made there, or one that the CPU built, now or
+// before.
+std::vector<Tensor> table_beside(const Tensor& beside, const std::vector<Tensor>& block_table,
+                                 int64_t Lq, int64_t Lk) {
+  if (auto made = selected_table(block_table, Lq, Lk, beside)) return *made;
+  const DeviceScope device(beside);
+  const std::vector<Tensor> on_host = copy_to_host(block_table, device);
   const MaskProgram program = read_program(on_host);
   TableKey key(program, Lq, Lk, beside.get_device_index(), device.stream());
   if (auto kept = find_table(key, device.is_capturing())) return *kept;
   check_not_capturing(device);
-  std::vector<Tensor> table;
-  for (const Tensor& t : table_tensors(program.build(Lq, Lk)))
-    table.push_back(torch::stable::to(t, beside.device()));
+  std::vector<Tensor> table = build_on_host(program, Lq, Lk, beside);
   keep_table(std::move(key), table);
   return table;
 }
@@ -93,7 +109,7 @@ BlockTable device_table(const std::vector<Tensor>& block_table, int64_t B, int64
                         int64_t Lk, const Tensor& beside, std::vector<Tensor>& built) {
   const Tensor* arrays = built_arrays(block_table, Lq, Lk);
   if (!arrays) {
-    built = build(block_table, Lq, Lk, beside);
+    built = table_beside(beside, block_table, Lq, Lk);
     arrays = built.data();
   }
   const BlockTable table = table_of(arrays, Lq, Lk, beside);
@@ -101,6 +117,16 @@ BlockTable device_table(const std::vector<Tensor>& block_table, int64_t B, int64
         "mask: expected batch size ", B, " or 1 and ", Hq, " heads or 1, got ", table.batches,
         " and ", table.heads);
   return table;
+}
+
+std::vector<Tensor> cuda::build_block_table(const std::vector<Tensor>& block_table, int64_t Lq,
+                                            int64_t Lk) {
+  check(!block_table.empty(), "block_table: expected a mask program, got no tensors");
+  check(Lq >= 0 && Lk >= 0, "Lq, Lk: expected lengths of at least 0, got ", Lq, " and ", Lk);
+  const Tensor& beside = block_table.back();
+  if (auto made = selected_table(block_table, Lq, Lk, beside)) return *made;
+  const std::vector<Tensor> on_host = copy_to_host(block_table, DeviceScope(beside));
+  return build_on_host(read_program(on_host), Lq, Lk, beside);
 }
 
 }  // namespace attn

@@ -1,4 +1,5 @@
 #include "bindings/attention_cuda.h"
+#include "bindings/block_table_cuda.h"
 #include "bindings/delta_operators.h"
 #include "bindings/linear_cuda.h"
 #include "bindings/linear_operators.h"
@@ -13,6 +14,7 @@ STABLE_TORCH_LIBRARY_IMPL(attention_ext, CUDA, m) {
   m.impl("_pack_mask_bits", TORCH_BOX(&attn::cuda::pack_mask_bits));
   m.impl("_dropout_keep", TORCH_BOX(&attn::cuda::dropout_keep));
   m.impl("select_blocks", TORCH_BOX(&attn::cuda::select_blocks));
+  m.impl("_build_block_table", TORCH_BOX(&attn::cuda::build_block_table));
   using LinearAttention = attn::LinearAttentionOperators<attn::LinearOnCuda>;
   m.impl("linear_attention", TORCH_BOX(&LinearAttention::attention));
   m.impl("_linear_attention_forward", TORCH_BOX(&LinearAttention::forward));

@@ -91,7 +91,7 @@ template <class T>
 __global__ void __launch_bounds__(kThreads)
     attention_backward_bias_sum_kernel(const __grid_constant__ AttentionCall p) {
   const int64_t n = BiasGrid::product(p.bias_size);
-  const int64_t at = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  const int64_t at = thread_item();
   if (at >= n) return;
   T sum = 0;
   for (int64_t slot = 0; slot < p.plan.bias_slots; ++slot)
@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(kThreads)
 // One thread per head, or per head and batch row: out = the sum of partial[b][h][0 .. parts - 1].
 ATTN_DEVICE void sum_heads(const AttentionCall& p, const View& out, const double* partial,
                            int64_t parts, bool per_batch) {
-  const int64_t at = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  const int64_t at = thread_item();
   if (at >= p.Hq * (per_batch ? p.B : 1)) return;
   const int64_t h = at % p.Hq, first = at / p.Hq, end = per_batch ? first + 1 : p.B;
   double sum = 0;
@@ -127,11 +127,11 @@ void launch_term_gradients(const AttentionCall& p, Stream stream) {
            kThreads, sizeof(TileMemory<T, 4>), stream, p);
     if (p.plan.bias_slots > 1)
       launch(attention_backward_bias_sum_kernel<T>,
-             tiles_over(BiasGrid::product(p.bias_size), kThreads), kThreads, 0, stream, p);
+             blocks_of_threads(BiasGrid::product(p.bias_size)), kThreads, 0, stream, p);
   }
   if (p.dsinks || p.dalibi_slopes)
-    launch(attention_backward_heads_kernel<T>, tiles_over(max64(p.B, 1) * p.Hq, kThreads), kThreads,
-           0, stream, p);
+    launch(attention_backward_heads_kernel<T>, blocks_of_threads(max64(p.B, 1) * p.Hq), kThreads, 0,
+           stream, p);
 }
 
 }  // namespace attn::cuda

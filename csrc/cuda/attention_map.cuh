@@ -249,7 +249,7 @@ __global__ void __launch_bounds__(kThreads)
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     attention_map_bins_kernel(const __grid_constant__ AttentionMapCall p) {
-  const int64_t at = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  const int64_t at = thread_item();
   const int64_t k = at % p.key_bins, q = at / p.key_bins % p.query_bins;
   const int64_t list = at / p.key_bins / p.query_bins;
   if (list >= p.B * p.Hq) return;
@@ -275,7 +275,7 @@ void attention_map(const AttentionMapCall& p, Stream stream) {
     launch(attention_map_tiles_kernel<T>, lists * p.chunks, kThreads, sizeof(MapMemory<T>), stream,
            p);
   if (p.query_bins > 0 && p.key_bins > 0)
-    launch(attention_map_bins_kernel<T>, tiles_over(lists * p.query_bins * p.key_bins, kThreads),
+    launch(attention_map_bins_kernel<T>, blocks_of_threads(lists * p.query_bins * p.key_bins),
            kThreads, 0, stream, p);
 }
 

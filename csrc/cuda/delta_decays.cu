@@ -8,7 +8,7 @@ namespace attn::cuda {
 // One thread for each chunk and column of the decay.
 __global__ void __launch_bounds__(kThreads, 1)
     delta_decay_kernel(const __grid_constant__ DeltaCall p) {
-  DeltaItem item{int64_t{blockIdx.x} * kThreads + threadIdx.x};
+  DeltaItem item{thread_item()};
   const int64_t columns = p.decay_columns(), d = item.take(columns), h = item.take(p.Hs);
   if (item.rest >= p.slots) return;
   const DeltaChunk chunk = DeltaChunk::at(p, item.rest);
@@ -119,7 +119,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 void delta_log_decays(const DeltaCall& p, Stream stream) {
   const int64_t columns = p.slots * p.Hs * p.decay_columns();
-  launch(delta_decay_kernel, tiles_over(columns, kThreads), kThreads, 0, stream, p);
+  launch(delta_decay_kernel, blocks_of_threads(columns), kThreads, 0, stream, p);
 }
 
 void delta_decay_grads(const DeltaCall& p, Stream stream) {

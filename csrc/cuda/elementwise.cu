@@ -1,19 +1,9 @@
 #include "cuda/elementwise.h"
 
 #include "core/mask.h"
-#include "cuda/primitives.cuh"
+#include "cuda/tile.cuh"
 
 namespace attn::cuda {
-
-namespace {
-
-constexpr int kThreads = 256;
-
-int64_t blocks_for(int64_t items) { return (items + kThreads - 1) / kThreads; }
-
-ATTN_DEVICE int64_t thread_item() { return int64_t{blockIdx.x} * kThreads + threadIdx.x; }
-
-}  // namespace
 
 __global__ void __launch_bounds__(kThreads) pack_kernel(const __grid_constant__ PackCall p) {
   const int64_t at = thread_item(), words_in_row = (p.Lk + 63) / 64;
@@ -37,11 +27,12 @@ __global__ void __launch_bounds__(kThreads) keep_kernel(const __grid_constant__ 
 }
 
 void pack_mask_bits(const PackCall& p, Stream stream) {
-  launch(pack_kernel, blocks_for(p.words_in_all), kThreads, 0, stream, p);
+  launch(pack_kernel, blocks_of_threads(p.words_in_all), kThreads, 0, stream, p);
 }
 
 void dropout_keep(const KeepCall& p, Stream stream) {
-  launch(keep_kernel, blocks_for(p.B * p.H * p.Lq * ((p.Lk + 3) / 4)), kThreads, 0, stream, p);
+  launch(keep_kernel, blocks_of_threads(p.B * p.H * p.Lq * ((p.Lk + 3) / 4)), kThreads, 0, stream,
+         p);
 }
 
 }  // namespace attn::cuda

@@ -6,10 +6,6 @@
 
 namespace attn::cuda {
 
-// One warp's row, of `count` in all.
-ATTN_DEVICE int64_t warp_item() { return (int64_t{blockIdx.x} * kThreads + threadIdx.x) / 32; }
-inline int64_t blocks_of_warps(int64_t count) { return tiles_over(count, kThreads / 32); }
-
 struct FeatureMapCall {
   int64_t B = 0, heads = 0, L = 0, D = 0;
   FeatureMap map = FeatureMap::kIdentity;

@@ -35,6 +35,8 @@ namespace attn::cuda {
 using Stream = void*;  // cudaStream_t
 
 constexpr unsigned kWholeWarp = 0xffffffffu;
+ATTN_DEVICE int lane_in_warp() { return static_cast<int>(threadIdx.x) % 32; }
+
 constexpr size_t kMostShared = 99 << 10;  // bytes of a block, on the smallest of the devices
 
 // Code for an architecture without the instructions below, or for none, has empty kernels.

@@ -11,8 +11,6 @@
 
 namespace attn::cuda {
 
-ATTN_DEVICE int64_t thread_item() { return int64_t{blockIdx.x} * kThreads + threadIdx.x; }
-
 // The query heads of one list of choices.
 ATTN_DEVICE Range heads_of_list(const SelectCall& p, int64_t list_head) {
   const int64_t heads = p.Hq / p.heads();
@@ -224,7 +222,7 @@ class RowChoice {
 template <class T>
 __global__ void __launch_bounds__(kThreads, 1)
     select_choice_kernel(const __grid_constant__ SelectCall p) {
-  const int64_t warp = thread_item() / 32, list = warp / p.row_count;
+  const int64_t warp = warp_item(), list = warp / p.row_count;
   const int64_t row = p.first_row + warp % p.row_count;
   if (list >= p.B * p.heads() || row >= p.rows()) return;
   const RowChoice<T> choice(p, list, row);
@@ -236,17 +234,16 @@ template <class T>
 void select_blocks(SelectCall p, Stream stream) {
   const int64_t lists = p.B * p.heads();
   if (p.sums_queries())
-    launch(select_queries_kernel<T>, tiles_over(lists * p.rows() * p.D, kThreads), kThreads, 0,
-           stream, p);
+    launch(select_queries_kernel<T>, blocks_of_threads(lists * p.rows() * p.D), kThreads, 0, stream,
+           p);
   if (!p.compression)
-    launch(select_keys_kernel<T>, tiles_over(p.B * p.Hkv * p.columns * p.D, kThreads), kThreads, 0,
+    launch(select_keys_kernel<T>, blocks_of_threads(p.B * p.Hkv * p.columns * p.D), kThreads, 0,
            stream, p);
   for (p.first_row = 0; p.first_row < p.rows(); p.first_row += p.row_count) {
     const int64_t tiles = tiles_over(p.row_count, kTile) * tiles_over(p.columns, kTile);
     launch(select_scores_kernel<T>, p.B * p.score_heads() * tiles, kThreads,
            sizeof(TileMemory<T, 0>), stream, p);
-    launch(select_choice_kernel<T>, tiles_over(lists * p.row_count * 32, kThreads), kThreads, 0,
-           stream, p);
+    launch(select_choice_kernel<T>, blocks_of_warps(lists * p.row_count), kThreads, 0, stream, p);
   }
 }
 

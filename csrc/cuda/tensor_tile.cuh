@@ -9,7 +9,6 @@ namespace attn::cuda {
 
 constexpr int kChunk = 8;  // elements that are copied at once, 16 bytes
 
-ATTN_DEVICE int lane_in_warp() { return static_cast<int>(threadIdx.x) % 32; }
 // A lane's fragment of a 16 x 8 product has the rows g and g + 8, the columns 2 t and 2 t + 1.
 ATTN_DEVICE int fragment_row() { return lane_in_warp() / 4; }
 ATTN_DEVICE int fragment_column() { return lane_in_warp() % 4 * 2; }

@@ -19,6 +19,12 @@ ATTN_DEVICE int thread_column() { return static_cast<int>(threadIdx.x) % kSide; 
 // How many items of `size` cover n.
 ATTN_HD inline int64_t tiles_over(int64_t n, int64_t size) { return (n + size - 1) / size; }
 
+// Which one of all items a thread of kThreads a block takes, or its warp.
+ATTN_DEVICE int64_t thread_item() { return int64_t{blockIdx.x} * kThreads + threadIdx.x; }
+ATTN_DEVICE int64_t warp_item() { return thread_item() / 32; }
+inline int64_t blocks_of_threads(int64_t items) { return tiles_over(items, kThreads); }
+inline int64_t blocks_of_warps(int64_t items) { return tiles_over(items, kThreads / 32); }
+
 // Shared memory of a block. N: columns per thread of what accumulates (0: nothing does).
 template <class T, int N>
 struct TileMemory {

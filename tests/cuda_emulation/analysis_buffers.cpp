@@ -1,7 +1,9 @@
-// The memory of the kernels that look at attention: its maps, and the selection of blocks.
+// The memory of the kernels that look at attention: its maps, the selection of blocks, and the
+// table of those.
 #include "attention_buffers.h"
 #include "cuda/attention_map.h"
 #include "cuda/select_blocks.h"
+#include "cuda/selected_table.h"
 
 using cuda_emulation::Buffers;
 
@@ -38,5 +40,21 @@ void cuda_emulation::declare_buffers(const attn::cuda::SelectCall& p) {
   const int64_t of_blocks = p.B * p.heads() * p.row_count * p.blocks();
   buffers.add("scores", p.scores, scores * element, true);
   if (p.compression) buffers.add("block scores", p.block_scores, of_blocks * element, true);
+  set_buffers(std::move(buffers.list));
+}
+
+template <>
+void cuda_emulation::declare_buffers(const attn::cuda::SelectedTable& p) {
+  Buffers buffers;
+  const int64_t heads = p.lists * p.repeat, tiles = p.lists * p.tiles();
+  const int64_t entries = p.lists * p.capacity() * int64_t{sizeof(attn::TableEntry)};
+  buffers.add("indices", p.indices, p.lists * p.query_blocks() * p.per_row * 4, false);
+  buffers.add("row_start", p.row_start, heads * (p.query_tiles() + 1) * 8, true);
+  buffers.add("column_start", p.column_start, heads * (p.key_tiles() + 1) * 8, true);
+  buffers.add("row_entries", p.row_entries, entries, true);
+  buffers.add("column_entries", p.column_entries, entries, true);
+  buffers.add("words", p.words, tiles * 8, true);
+  if (p.cuts_tiles()) buffers.add("maps", p.maps, tiles * attn::kTableTile * 8, true);
+  buffers.add("counts", p.counts, p.lists * (p.query_tiles() + p.key_tiles()) * 4, true);
   set_buffers(std::move(buffers.list));
 }

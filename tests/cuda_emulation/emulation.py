@@ -46,6 +46,8 @@ OPERATORS = (
     "_delta_rule_backward",
     "_delta_rule_step",
 )
+# Not installed: a test that is to run kernels must not be content with this one's.
+TABLE_OPERATOR = "_build_block_table"
 
 
 class Kernels:
@@ -108,7 +110,7 @@ class Emulator(Kernels):
     def __init__(self) -> None:
         super().__init__()
         self._definitions = torch.library.Library(NAMESPACE, "DEF")
-        for name in OPERATORS:
+        for name in (*OPERATORS, TABLE_OPERATOR):
             schema = str(getattr(torch.ops.attention_ext, name).default._schema)
             self._definitions.define(schema.removeprefix("attention_ext::"))
         torch.ops.load_library(str(PATH))

@@ -13,8 +13,10 @@ keep = Mutations("dropout_keep", rebuilt=("elementwise",), tests="elementwise an
 MUTATIONS = [
     bits.fault("words beyond the last", FILE, "if (at >= p.words_in_all) return;", "", BOUNDS),
     bits.fault("keys beyond the last", FILE, "min64(first + 64, p.Lk)", "first + 64", BOUNDS),
-    bits.fault("all blocks on the first words", FILE, "int64_t{blockIdx.x} * kThreads + ", "", "race"),
-    bits.wrong("no block for the last items", FILE, "(items + kThreads - 1) / kThreads", "items / kThreads"),
+    bits.fault("all blocks on the first words", FILE, "thread_item(), words", "threadIdx.x, words", "race"),
+    bits.wrong(
+        "no block for the last items", FILE, "blocks_of_threads(p.words_in_all)", "p.words_in_all / 256"
+    ),
     bits.wrong("all words of the first row", FILE, "at / words_in_row * p.Lk", "0"),
     bits.wrong("words that overlap", FILE, "at % words_in_row * 64", "at % words_in_row * 32"),
     bits.wrong("the last key alone", FILE, "word |= ", "word = "),
@@ -30,7 +32,7 @@ MUTATIONS = [
     bits.wrong("rows and words exchanged", FILE, "at / words_in_row * p.Lk", "at % words_in_row * p.Lk"),
     keep.fault("rows beyond the last", FILE, "if (row >= p.B * p.H * p.Lq) return;", "", BOUNDS),
     keep.fault("keys beyond the last", FILE, "min64(4 * group + 4, p.Lk)", "4 * group + 4", "race"),
-    keep.fault("all blocks on the first rows", FILE, "int64_t{blockIdx.x} * kThreads + ", "", "race"),
+    keep.fault("all blocks on the first rows", FILE, "thread_item(), groups", "threadIdx.x, groups", "race"),
     keep.wrong("half the seed", FILE, "static_cast<uint64_t>(*p.seed)", "static_cast<uint32_t>(*p.seed)"),
     keep.wrong("one batch row's draws", FILE, "row / (p.H * p.Lq), row", "0, row"),
     keep.wrong("one head's draws", FILE, "row / p.Lq % p.H", "0"),

@@ -5,6 +5,7 @@
 #include "ptx/interpreter.h"
 
 #include "bindings/attention_cuda.h"
+#include "bindings/block_table_cuda.h"
 #include "bindings/delta_operators.h"
 #include "bindings/device_tensor_cuda.h"
 #include "bindings/linear_cuda.h"
@@ -25,6 +26,7 @@ STABLE_TORCH_LIBRARY_IMPL(attention_ext_emulation, CPU, m) {
   m.impl("_pack_mask_bits", TORCH_BOX(&attn::cuda::pack_mask_bits));
   m.impl("_dropout_keep", TORCH_BOX(&attn::cuda::dropout_keep));
   m.impl("select_blocks", TORCH_BOX(&attn::cuda::select_blocks));
+  m.impl("_build_block_table", TORCH_BOX(&attn::cuda::build_block_table));
   using LinearAttention = attn::LinearAttentionOperators<attn::LinearOnCuda>;
   m.impl("_linear_attention_forward", TORCH_BOX(&LinearAttention::forward));
   m.impl("_linear_attention_step", TORCH_BOX(&LinearAttention::step));
