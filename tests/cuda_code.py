@@ -4,6 +4,8 @@ python tests/cuda_code.py [FILE...]            prints what the built library has
 python tests/cuda_code.py --write [FILE...]    makes it the budget, with what `make test-cuda-emulation` has
                                                launched, and writes the tables of csrc/cuda/README.md
 
+The budget is what the code of sm_80 and that of sm_90 need, so that it needs a build with both.
+
 The budget of a kernel: threads and shared memory of a block, as the launches have them; registers, in steps
 of 8 as they are handed out; bytes of stack; blocks of a multiprocessor that fit, of sm_80 and of sm_90; all
 instructions, and those that matter, of a round of the main loop (cuda_sass.py); and where the main loop
@@ -137,7 +139,11 @@ def entry(code: Iterable[Code], threads: int, shared: int) -> dict:
     registers = min(255, max(-(-c.registers // 8) * 8 for c in code))
     fitting = [blocks_that_fit(a, registers, shared, threads) for a in ARCHITECTURES]
     rounds = [c.round for c in code]
-    most = {name: max(r.get(name, 0) for r in rounds) for name in rounds[0]}
+    most = {
+        name: max(r.get(name, 0) for r in rounds)
+        for name in ("all", *COUNTED)
+        if any(name in r for r in rounds)
+    }
     return {
         "threads": threads,
         "shared": shared,
@@ -183,6 +189,8 @@ def launched() -> dict[str, list[int]]:
 
 
 def write(built: dict[int, dict[str, Code]]) -> None:
+    if missing := [f"sm_{a}" for a in ARCHITECTURES if a not in built]:
+        sys.exit(f"no code for {', '.join(missing)}: build with TORCH_CUDA_ARCH_LIST='8.0 9.0'")
     launches = launched()
     names = sorted({name for codes in built.values() for name in codes})
     if missing := [name for name in names if name not in launches]:

@@ -225,12 +225,12 @@ ATTN_DEVICE void run_key_gradients(const LinearCall& p) {
   if constexpr (!Arithmetic::kTensor || kTensorCores) Block(p, shared).run();
 }
 template <class Arithmetic, bool kChannel>
-__global__ void __launch_bounds__(Arithmetic::kThreads)
+__global__ void __launch_bounds__(Arithmetic::kThreads, 2)
     linear_keys_kernel(const __grid_constant__ LinearCall p) {
   run_key_gradients<LinearKeys<Arithmetic, kChannel>, Arithmetic>(p);
 }
 template <class Arithmetic, bool kChannel>
-__global__ void __launch_bounds__(Arithmetic::kThreads)
+__global__ void __launch_bounds__(Arithmetic::kThreads, 2)
     linear_values_kernel(const __grid_constant__ LinearCall p) {
   run_key_gradients<LinearValues<Arithmetic, kChannel>, Arithmetic>(p);
 }
