@@ -4,7 +4,7 @@ python tests/cuda_code.py [FILE...]            prints what the built library has
 python tests/cuda_code.py --write [FILE...]    makes it the budget, with what `make test-cuda-emulation` has
                                                launched, and writes the tables of csrc/cuda/README.md
 
-The budget is what the code of sm_80 and that of sm_90 need, so that it needs a build with both.
+The budget is the more of what the code of sm_80 and that of sm_90 need: --write wants a build with both.
 
 The budget of a kernel: threads and shared memory of a block, as the launches have them; registers, in steps
 of 8 as they are handed out; bytes of stack; blocks of a multiprocessor that fit, of sm_80 and of sm_90; all
@@ -139,11 +139,8 @@ def entry(code: Iterable[Code], threads: int, shared: int) -> dict:
     registers = min(255, max(-(-c.registers // 8) * 8 for c in code))
     fitting = [blocks_that_fit(a, registers, shared, threads) for a in ARCHITECTURES]
     rounds = [c.round for c in code]
-    most = {
-        name: max(r.get(name, 0) for r in rounds)
-        for name in ("all", *COUNTED)
-        if any(name in r for r in rounds)
-    }
+    names = {name: None for counts in rounds for name in counts}
+    most = {name: max(counts.get(name, 0) for counts in rounds) for name in names}
     return {
         "threads": threads,
         "shared": shared,
